@@ -1,0 +1,327 @@
+"""Experiment, Stage, Context: stages run in order, what is complete is skipped, what is not is resumed.
+
+Every stage writes into WORKDIR/STAGE/. `settings.json` is written when it starts; `manifest.json`, which names the
+stage's inputs by hash, is written last: a stage is complete when it is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxgpt
+from jaxgpt.core import sharding
+from jaxgpt.core.config import first_difference, to_json
+from jaxgpt.core.errors import UserError
+from jaxgpt.core.files import cannot_write, disk_is_full, read_json, write_json
+from jaxgpt.core.metrics import TRACKERS, Progress, duration, peak_memory_bytes
+
+
+class Stopped(Exception):
+    """A signal asked for a stop and what had been done is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One chapter of an experiment: settings and a `run`. Subclasses are frozen dataclasses with a default name."""
+
+    name: str
+
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the earlier stages that this one reads."""
+        return ()
+
+    def run(self, context: Context) -> dict:
+        """Does the work, writes into `context.directory`, returns its outputs (JSON; paths are relative to it)."""
+        raise NotImplementedError
+
+    def programs(self, context: Context) -> dict[str, tuple[Any, tuple]]:
+        """{name: (jitted function, abstract arguments)} of what this stage will run: all that planning needs."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole experiment.
+
+    Attributes:
+      name: of the default workdir.
+      stages: in the order they run; each name once, inputs before those who read them.
+      seed: all chance follows from it; below 2³².
+      layout: devices on each mesh axis. It may change between a run and its resumption.
+      rules: preset of `sharding.RULES`.
+      trackers: where metrics go besides metrics.jsonl: "tensorboard", "wandb".
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    layout: sharding.Layout = sharding.Layout()
+    rules: str = "fsdp"
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2 ** 32:
+            raise ValueError(f"seed={self.seed}: from 0 to 4294967295")
+        for tracker in self.trackers:
+            if tracker not in TRACKERS:
+                raise ValueError(f"trackers: there is no '{tracker}'; valid: {', '.join(TRACKERS)}")
+        seen: list[str] = []
+        for stage in self.stages:
+            if stage.name in seen:
+                raise ValueError(f"stages: two are called '{stage.name}'; give one another name=")
+            for needed in stage.inputs():
+                if needed not in seen:
+                    raise ValueError(f"stage '{stage.name}' reads '{needed}', which is not among the stages before it: "
+                                     f"{', '.join(seen) or 'none'}")
+            seen.append(stage.name)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name.
+
+        Raises:
+          UserError: there is none.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"no stage is called '{name}'; valid: {', '.join(stage.name for stage in self.stages)}")
+
+
+class Context:
+    """What a running stage is given: its folder, its inputs, its randomness, the mesh, and a voice."""
+
+    def __init__(self, experiment: Experiment, stage: Stage, workdir: Path, mesh=None):
+        self.experiment, self.stage, self.workdir = experiment, stage, Path(workdir)
+        self.directory, self.seed = self.workdir / stage.name, experiment.seed
+        self.rules = sharding.get_rules(experiment.rules)
+        self._mesh, self._stop, self._progress = mesh, threading.Event(), None
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The mesh; made when first asked for, since stages of data need no accelerator."""
+        if self._mesh is None:
+            self._mesh = sharding.make_mesh(self.experiment.layout)
+        return self._mesh
+
+    def output(self, stage: str, key: str):
+        """What an earlier stage put out.
+
+        Raises:
+          UserError: that stage is not complete, or put out no such thing.
+        """
+        path = self.workdir / stage / "manifest.json"
+        if not path.exists():
+            raise UserError(f"stage '{self.stage.name}' needs '{stage}', which is not complete in {self.workdir}; "
+                            "run it first (without --stage, all that is missing runs)")
+        outputs = read_stage(path)["outputs"]
+        if key not in outputs:
+            raise UserError(f"{path}: stage '{stage}' put out no '{key}'; it has: {', '.join(outputs)}")
+        return outputs[key]
+
+    def path(self, stage: str, key: str) -> Path:
+        """An output that is a path, from the current folder."""
+        return self.workdir / stage / self.output(stage, key)
+
+    def rng(self, *labels) -> jax.Array:
+        """A key that follows from the experiment's seed, the stage's name and the labels."""
+        text = "/".join([self.stage.name, *map(str, labels)])
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+        return jax.random.fold_in(jax.random.key(self.seed), number)
+
+    def progress(self, total: int, unit: str, label: str | None = None, *, start: int = 0) -> Progress:
+        """A line of progress for this stage."""
+        self._progress = Progress(total, unit, label or self.stage.name, start=start)
+        return self._progress
+
+    def log(self, text: str) -> None:
+        """Prints a line."""
+        (self._progress or Progress(0, "", "")).log(text)
+
+    def should_stop(self) -> bool:
+        """Whether a signal asked for a stop."""
+        return self._stop.is_set()
+
+    def check_stop(self) -> None:
+        """Raises Stopped if a signal asked for one: for work that is begun anew and not resumed."""
+        if self.should_stop():
+            raise Stopped
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None) -> None:
+    """Runs what is not yet complete.
+
+    Args:
+      experiment: what to run.
+      workdir: where it lives.
+      only: the one stage to run; those it reads must be complete.
+
+    Raises:
+      UserError: the workdir holds another experiment, another process works in it, or a stage's own mistakes.
+      Stopped: a signal asked for a stop; the same call goes on from there.
+    """
+    workdir = Path(workdir)
+    stages = [experiment.stage(only)] if only else list(experiment.stages)
+    for stage in stages:
+        check_same(experiment, stage, workdir)
+    with _alone_in(workdir):
+        for number, stage in enumerate(stages, 1):
+            label = f"[{number}/{len(stages)}] {stage.name}"
+            check_same(experiment, stage, workdir)  # once more: its inputs may just have been made
+            if (workdir / stage.name / "manifest.json").exists():
+                print(f"{label}: complete", flush=True)
+                continue
+            print(f"{label}: running", flush=True)
+            context = Context(experiment, stage, workdir)
+            seconds = _run_stage(context)
+            print(f"{label}: done in {duration(seconds)}", flush=True)
+            if context.should_stop() and number < len(stages):
+                raise Stopped
+
+
+def _run_stage(context: Context) -> float:
+    experiment, stage, workdir = context.experiment, context.stage, context.workdir
+    inputs = {name: fingerprint(workdir, name) for name in stage.inputs()}
+    settings_path, spent_path = context.directory / "settings.json", context.directory / "seconds.json"
+    spent = read_json(spent_path) if spent_path.exists() else 0.0
+    write_json(settings_path, {**identity(experiment, stage), "inputs": inputs})
+    began = time.monotonic()
+    with _signals(context):
+        try:
+            outputs = stage.run(context)
+        except BaseException as error:
+            _keep_or_forget(context.directory, spent + time.monotonic() - began)
+            if isinstance(error, OSError):
+                where = error.filename or context.directory
+                raise (cannot_write(where, error) if disk_is_full(error) else
+                       UserError(f"stage '{stage.name}': {where}: {error.strerror or error}")) from error
+            raise
+    seconds = spent + time.monotonic() - began
+    manifest = {
+        "stage": stage.name, "settings": to_json(stage), "seed": experiment.seed, "inputs": inputs, "outputs": outputs,
+        "seconds": round(seconds, 2), "peak_memory_bytes": peak_memory_bytes(context._mesh is not None),
+        "version": jaxgpt.__version__,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+    write_json(context.directory / "manifest.json", manifest)
+    return seconds
+
+
+def _keep_or_forget(folder: Path, seconds: float) -> None:
+    """Notes the time spent; a stage that failed before it made anything leaves no folder behind."""
+    if {path.name for path in folder.rglob("*") if path.is_file()} <= {"settings.json", "seconds.json"}:
+        shutil.rmtree(folder)
+    else:
+        with contextlib.suppress(UserError):
+            write_json(folder / "seconds.json", round(seconds, 2))
+
+
+def identity(experiment: Experiment, stage: Stage) -> dict:
+    """What makes a stage's result what it is: its settings and the seed; the mesh does not."""
+    return {"seed": experiment.seed, "settings": json.loads(json.dumps(to_json(stage)))}
+
+
+def fingerprint(workdir: str | Path, stage: str) -> str:
+    """A hash of what a complete stage is and put out: what later stages name it by.
+
+    Raises:
+      UserError: the stage is not complete.
+    """
+    path = Path(workdir) / stage / "manifest.json"
+    if not path.exists():
+        raise UserError(f"{path.parent}: stage '{stage}' is not complete; run it first")
+    manifest = read_stage(path)
+    text = json.dumps([manifest[key] for key in MANIFEST], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+MANIFEST = ("stage", "settings", "seed", "inputs", "outputs")  # what makes its fingerprint
+
+
+def read_stage(path: Path, keys: tuple[str, ...] = MANIFEST) -> dict:
+    """A stage's manifest or settings.
+
+    Raises:
+      UserError: it is missing, or lacks one of the keys.
+    """
+    value = read_json(path)
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise UserError(f"{path}: not what a stage writes there ('{missing[0]}' is missing); remove {path.parent} to "
+                        "run this stage anew")
+    return value
+
+
+def check_same(experiment: Experiment, stage: Stage, workdir: Path) -> None:
+    """Refuses a folder that holds this stage with other settings or other inputs.
+
+    Raises:
+      UserError: names the first setting that differs.
+    """
+    folder = workdir / stage.name
+    if (folder / "manifest.json").exists():
+        before = read_stage(folder / "manifest.json")
+    elif (folder / "settings.json").exists():
+        before = read_stage(folder / "settings.json", ("settings", "seed"))
+    else:
+        return
+    difference = first_difference({key: before[key] for key in ("seed", "settings")}, identity(experiment, stage))
+    if difference:
+        raise UserError(f"{folder}: holds a different experiment: {difference.removeprefix('settings.')}; choose "
+                        f"another --workdir, or remove {folder} to run this stage anew")
+    for name, old in before.get("inputs", {}).items():
+        if (workdir / name / "manifest.json").exists() and fingerprint(workdir, name) != old:
+            raise UserError(f"{folder}: was made from another '{name}' than the one in {workdir}; remove {folder} "
+                            "to run this stage anew")
+
+
+@contextlib.contextmanager
+def _alone_in(workdir: Path):
+    """Holds the workdir's lock, so that two runs never write into one folder."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / ".lock", "w")
+    except OSError as error:
+        raise cannot_write(workdir, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{workdir}: another run is working there; wait for it, or choose another "
+                            "--workdir") from error
+        yield
+
+
+@contextlib.contextmanager
+def _signals(context: Context):
+    """SIGTERM and Ctrl-C ask for a clean stop; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number, frame):
+        if context.should_stop():
+            raise KeyboardInterrupt
+        context._stop.set()
+        with contextlib.suppress(RuntimeError):  # the signal may have interrupted a write to the same stream
+            context.log("stopping after this step and saving (once more to stop at once)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,212 @@
+"""The one file that knows the mesh: its axes, the rules from logical axes to mesh axes, and how state is laid out.
+
+Parameters and activations name logical axes ("embed", "heads", "batch"). A table of rules says on which mesh axes each
+is split. `jax.jit` with in_shardings and out_shardings is what used to be called pjit; nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxgpt.core.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+
+# Logical axis -> the mesh axes that split it. What is not named is not split.
+_ACTIVATIONS = {"batch": ("data", "fsdp")}
+RULES: dict[str, dict[str, tuple[str, ...]]] = {
+    "replicated": {**_ACTIVATIONS},
+    "fsdp": {**_ACTIVATIONS, "embed": ("fsdp",)},
+    "fsdp_tensor": {**_ACTIVATIONS, "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
+                    "kv_heads": ("tensor",), "mlp": ("tensor",), "expert": ("expert",)},
+    "fsdp_tensor_sequence": {**_ACTIVATIONS, "seq": ("sequence",), "embed": ("fsdp",), "vocab": ("tensor",),
+                             "heads": ("tensor",), "kv_heads": ("tensor",), "mlp": ("tensor",),
+                             "expert": ("expert",)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How many devices each mesh axis gets; -1 on one axis means all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+    expert: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.astuple(self)
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise ValueError(f"layout {dict(zip(AXES, sizes))}: sizes are at least 1, and on at most one axis -1, which "
+                             "takes the rest")
+
+
+def make_mesh(layout: Layout, devices=None) -> Mesh:
+    """The mesh of a layout over all devices.
+
+    Raises:
+      UserError: the layout does not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = list(dataclasses.astuple(layout))
+    fixed = math.prod(size for size in sizes if size != -1)
+    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+        asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes) if size != 1)
+        raise UserError(f"layout {asked}: {len(devices)} device(s) cannot be laid out so; "
+                        "the sizes must multiply to the number of devices (-1 on one axis takes the rest)")
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    # jax.make_mesh puts neighbours on a TPU's torus next to each other; Auto lets the compiler place what is between
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def get_rules(name: str) -> dict[str, tuple[str, ...]]:
+    """The rules of a preset by name.
+
+    Raises:
+      UserError: no such preset.
+    """
+    if name not in RULES:
+        raise UserError(f"rules: no preset is called '{name}'; valid: {', '.join(RULES)}")
+    return RULES[name]
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+_IN_FORCE: contextvars.ContextVar[tuple[Mesh, dict] | None] = contextvars.ContextVar("mesh_and_rules", default=None)
+
+
+@contextlib.contextmanager
+def in_force(mesh: Mesh, rules: dict):
+    """Within this context, `shard` constrains activations to the mesh by the rules."""
+    token = _IN_FORCE.set((mesh, rules))
+    try:
+        yield
+    finally:
+        _IN_FORCE.reset(token)
+
+
+def shard(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Lays `x` out by its logical axes; the identity where no mesh is in force or it has one device."""
+    found = _IN_FORCE.get()
+    if found is None or found[0].size == 1:
+        return x
+    mesh, rules = found
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, rules)))
+
+
+def sequence_is_split() -> bool:
+    """Whether positions of one sequence live on several devices (then [B, T] must not be flattened to [B*T])."""
+    found = _IN_FORCE.get()
+    return found is not None and "seq" in found[1] and found[0].shape["sequence"] > 1
+
+
+# --- parameters and state --------------------------------------------------------------------------------------------
+
+def partition(axes, rules: dict) -> PartitionSpec:
+    """Logical axes of one array -> its PartitionSpec; a mesh axis is used by the first dimension that asks for it.
+
+    >>> tuple(partition(("vocab", "embed"), RULES["fsdp_tensor"]))
+    ('tensor', 'fsdp')
+    """
+    used: set[str] = set()
+    spec = []
+    for axis in axes:
+        mesh_axes = tuple(name for name in rules.get(axis, ()) if name not in used)
+        used.update(mesh_axes)
+        spec.append(mesh_axes if len(mesh_axes) > 1 else mesh_axes[0] if mesh_axes else None)
+    return PartitionSpec(*spec)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """One whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, rules: dict) -> NamedSharding:
+    """How a batch [B, ...] lies on the mesh: rows over the data axes."""
+    return NamedSharding(mesh, partition(("batch",), rules))
+
+
+def param_shardings(logical_axes, abstract_params, mesh: Mesh, rules: dict):
+    """The sharding of each parameter.
+
+    Args:
+      logical_axes: tree like the parameters, each leaf a tuple of logical axis names.
+      abstract_params: tree of shapes.
+
+    Raises:
+      UserError: a dimension cannot be divided as the rules ask, with the numbers.
+    """
+    def one(path, axes, leaf):
+        spec = partition(axes, rules)
+        for size, axis, names in zip(leaf.shape, axes, spec):
+            parts = math.prod(mesh.shape[name] for name in _as_tuple(names))
+            if size % parts:
+                raise UserError(f"parameter {jax.tree_util.keystr(path)}: its '{axis}' dimension is {size}, which the "
+                                f"mesh axes {', '.join(_as_tuple(names))} of size {parts} cannot divide")
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map_with_path(one, logical_axes, abstract_params, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def state_shardings(abstract_state, shardings_of_params, mesh: Mesh):
+    """The sharding of a whole TrainState: what mirrors a parameter (by the end of its path, and shape) lies like it.
+
+    This is what makes optimizer state sharded in the way of ZeRO (Rajbhandari et al. 2020): moments follow parameters.
+    """
+    params = {}
+    flat = jax.tree.leaves_with_path(abstract_state.params)
+    for (path, leaf), sharding in zip(flat, jax.tree.leaves(shardings_of_params)):
+        params[tuple(map(str, path))] = (leaf.shape, sharding)
+    longest = max(map(len, params), default=0)
+
+    def one(path, leaf):
+        path = tuple(map(str, path))
+        for length in range(min(longest, len(path)), 0, -1):
+            shape, sharding = params.get(path[-length:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree.map_with_path(one, abstract_state)
+
+
+def check_batch(size: int, mesh: Mesh, rules: dict, name: str = "batch", accumulate: int = 1) -> None:
+    """Refuses a batch that the mesh cannot divide.
+
+    Raises:
+      UserError: with the numbers and the nearest batch that fits.
+    """
+    axes = rules.get("batch", ())
+    parts = math.prod(mesh.shape[axis] for axis in axes) * accumulate
+    if size % parts:
+        fits = max(parts, parts * round(size / parts))
+        raise UserError(f"{name}={size}: cannot be divided over {parts} (mesh axes "
+                        + " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+                        + (f" x accumulate {accumulate}" if accumulate > 1 else "") + f"); {name}={fits} can")
+
+
+def put(tree, sharding: NamedSharding):
+    """Puts host arrays on the mesh; on several hosts each gives only its own rows."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def describe(mesh: Mesh, rules_name: str) -> str:
+    """One line that says how the devices are laid out."""
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+    return f"{mesh.size} x {jax.devices()[0].device_kind}: {sizes}, rules '{rules_name}'"
+
+
+def _as_tuple(names: Any) -> tuple[str, ...]:
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)

@@ -1,0 +1,33 @@
+"""Packaging of jaxgpt: `pip install -e .` and, for the tests, `pip install -e '.[test]'`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="jaxgpt",
+    version="0.1.0",
+    description="From web pages to a model you can talk to, in JAX: every stage of an LLM as a pure function.",
+    python_requires=">=3.11",
+    packages=find_packages(include=["jaxgpt", "jaxgpt.*"]),
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "tiktoken>=0.14",
+        "tensorflow-datasets>=4.9.10",  # the format of the token shards; TensorFlow itself is not needed
+        "array_record>=0.8.1",
+        "grain>=0.2.18",
+        "rustbpe>=0.1.0",
+        "numpy>=2.0",
+        "regex>=2024.0",  # the split pattern, in the reference BPE trainer
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6"],
+        "web": ["fastwarc", "resiliparse", "trafilatura"],
+        "serve": ["starlette", "uvicorn"],
+        "metrics": ["tensorboardX", "wandb"],
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+    },
+    entry_points={"console_scripts": ["jaxgpt=jaxgpt.cli:main"]},
+)

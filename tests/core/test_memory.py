@@ -1,0 +1,45 @@
+"""The allocator's setting, in processes of their own: it cannot be taken back."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import ctypes, resource, sys
+from jaxgpt.core.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    print(keep_freed_memory())
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def touch():
+    block = libc.malloc(ctypes.c_size_t(64 << 20))
+    ctypes.memset(block, 1, 64 << 20)
+    libc.free(block)
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+
+def lines(mode, **environment):
+    environment = {**{key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}, **environment}
+    done = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_large_blocks_are_faulted_in_once():
+    (without,), (asked, kept) = lines("leave"), lines("keep")
+    assert asked == "True"
+    assert int(without) > 5 * 100 and int(kept) < int(without) / 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_a_person_who_has_set_it_is_left_alone():
+    assert lines("keep", MALLOC_MMAP_THRESHOLD_="65536")[0] == "False"
