@@ -1,0 +1,1 @@
+"""1. The internet -> clean text -> token batches."""

@@ -1,0 +1,117 @@
+"""The three stages on small real files, through the code that runs experiments."""
+
+import json
+import lzma
+
+import numpy as np
+import pytest
+
+from jaxgpt.core.errors import UserError
+from jaxgpt.core.experiment import Experiment, run
+from jaxgpt.core.files import read_json
+from jaxgpt.data.documents import Jsonl, TextFiles, read_documents
+from jaxgpt.data.loader import batches
+from jaxgpt.data.programs import Curate, Tokenize, TrainTokenizer, xz_bits_per_byte
+from jaxgpt.data.python_docs import PythonDocs
+from jaxgpt.data.shards import TokenShards
+from jaxgpt.tokenizer.tokenizer import Tokenizer
+
+SUBJECTS = "otter heron badger maple willow river meadow lantern kettle violin harbour copper".split()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """60 documents, one of them twice, one nearly twice, one short."""
+    rng = np.random.default_rng(0)
+    texts = [f"On the {SUBJECTS[i % 12]}, part {i}.\n\n" + " ".join(rng.choice(SUBJECTS, 60)) for i in range(60)]
+    texts += [texts[0], texts[1] + " and more", "too short"]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def experiment(source, **settings):
+    return Experiment(name="test", stages=(
+        Curate(source=source, val_fraction=0.2, **settings), TrainTokenizer(vocab_size=300), Tokenize()))
+
+
+def test_the_three_stages(corpus, tmp_path):
+    work = tmp_path / "work"
+    run(experiment(Jsonl(str(corpus))), work)
+
+    curated = read_json(work / "curate" / "manifest.json")["outputs"]
+    counts = {step: entry["documents"] for step, entry in curated["steps"].items()}
+    assert [counts[step] for step in ("gathered", "exact duplicates dropped", "near-duplicates dropped",
+                                      "short documents dropped")] == [63, 62, 61, 60]
+    folder = work / "curate" / "documents"
+    parts = {split: list(read_documents(folder / f"{split}.jsonl")) for split in ("train", "val")}
+    assert len(parts["train"]) + len(parts["val"]) == 60 and counts["val"] == len(parts["val"]) >= 1
+    assert not {item.id for item in parts["train"]} & {item.id for item in parts["val"]}
+    kept = [item.text for items in parts.values() for item in items]
+    assert sum(text.endswith("and more") for text in kept) == 1  # of two near-duplicates the longer one
+
+    tokenizer = Tokenizer.load(work / "tokenizer")
+    assert tokenizer.vocab_size == 300
+
+    outputs = read_json(work / "tokenize" / "manifest.json")["outputs"]
+    for split, items in parts.items():
+        shards = TokenShards(work / "tokenize" / "shards", split)
+        assert [tokens[0] for tokens in shards] == [tokenizer.bos] * len(items)
+        assert [tokenizer.decode(tokens[1:]) for tokens in shards] == [item.text for item in items]
+        assert outputs[split] == {"documents": len(items), "tokens": int(shards.lengths.sum()),
+                                  "bytes": sum(len(item.text.encode()) for item in items)}
+    assert shards.manifest["tokenizer"] == tokenizer.fingerprint() and shards.manifest["corpus"] == curated["sha256"]
+    compressed = sum(len(lzma.compress(item.text.encode(), preset=9)) for item in parts["val"])
+    assert outputs["xz_bits_per_byte"] == pytest.approx(8 * compressed / outputs["val"]["bytes"], rel=0.001)
+    assert next(batches(work / "tokenize" / "shards", "train", batch=2, length=32, seed=0))["tokens"].shape == (2, 32)
+
+
+def test_same_corpus_same_files(corpus, tmp_path):
+    for name in ("a", "b"):
+        run(experiment(Jsonl(str(corpus))), tmp_path / name)
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*")
+             if path.is_file() and path.name not in ("manifest.json", "seconds.json")]
+    assert len(files) > 8
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_the_tokenizer_does_not_see_validation(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("abcd " * 900 + "zyxw " * 100)
+    curate = Curate(source=TextFiles(str(path)), split="tail", val_fraction=0.1)
+    run(Experiment(name="test", stages=(curate, TrainTokenizer(vocab_size=268))), tmp_path / "w")
+    learned = b"".join(list(Tokenizer.load(tmp_path / "w" / "tokenizer").ranks)[256:])
+    assert b"ab" in learned and b"zy" not in learned
+
+
+def test_tiktoken_needs_no_training(corpus):
+    assert Tokenize(tokenizer="gpt2").inputs() == ("curate",)
+    assert Tokenize().inputs() == ("curate", "tokenizer")
+
+
+def test_bad_input(corpus, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(UserError, match="the corpus is empty after the step 'gathered'"):
+        run(experiment(TextFiles(str(tmp_path / "empty.txt"))), tmp_path / "w1")
+    with pytest.raises(UserError, match="the corpus is empty after the step 'short documents dropped'"):
+        run(experiment(Jsonl(str(corpus)), min_characters=10_000), tmp_path / "w2")
+    with pytest.raises(UserError, match="no such file"):
+        run(experiment(TextFiles(str(tmp_path / "nowhere"))), tmp_path / "w3")
+    assert not list(tmp_path.glob("w?/curate/manifest.json"))
+    for wrong in ({"val_fraction": 1.0}, {"near_duplicate_threshold": 0.0}, {"split": "random"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Curate(**wrong)
+
+
+def test_python_docs_through_the_stages(tmp_path):
+    source = PythonDocs(modules=("textwrap", "shlex", "no.such.module"), packages=("tiktoken",))
+    run(experiment(source), tmp_path / "w")
+    outputs = read_json(tmp_path / "w" / "curate" / "manifest.json")["outputs"]
+    assert outputs["skipped"] == 1 and outputs["steps"]["train"]["documents"] > 30
+
+
+@pytest.mark.parametrize("text", ["a", "abcd" * 5000, "".join(map(chr, range(32, 1000)))])
+def test_xz_with_a_small_dictionary_is_xz(text):
+    data = text.encode()
+    assert xz_bits_per_byte([text]) * len(data) / 8 == pytest.approx(len(lzma.compress(data, preset=9)))
