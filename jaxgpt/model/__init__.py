@@ -1,0 +1,1 @@
+"""Tokens -> logits: one transformer, of which GPT-2 and Llama 3 are settings."""

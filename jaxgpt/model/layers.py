@@ -1,0 +1,107 @@
+"""The mathematics inside a layer: arrays in, arrays out. Dimension key in `transformer.py`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxgpt.core.sharding import sequence_is_split
+from jaxgpt.core.shapes import check
+
+
+def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, *, dtype=None) -> jax.Array:
+    """y = x W + b, on the last dimension.
+
+    Leading dimensions are flattened first: XLA's CPU backend takes 1.4 to 1.7 times as long for a contraction over
+    [B, T] as for the same one over [B*T]. Where positions are split over devices they stay apart.
+
+    Args:
+      x: [..., D].
+      weight: [D, F].
+      bias: [F], or None.
+      dtype: of the result, to which products are added up; that of x where None.
+
+    Returns:
+      [..., F].
+    """
+    check({"... D": {"x": x}, "D F": {"weight": weight}})
+    if x.ndim > 2 and not sequence_is_split():
+        y = jnp.matmul(x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype)
+        y = y.reshape(*x.shape[:-1], weight.shape[-1])
+    else:
+        y = jnp.matmul(x, weight, preferred_element_type=dtype)
+    return y if bias is None else y + bias
+
+
+def rms_norm(x: jax.Array, scale: jax.Array | None = None, *, eps: float = 1e-6) -> jax.Array:
+    """y = x / √(mean(x²) + ε) · scale, in float32.
+
+    Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
+
+    Args:
+      x: [..., D].
+      scale: [D], or None for none.
+
+    >>> [round(float(y), 4) for y in rms_norm(jnp.array([3.0, 4.0]), eps=0.0)]
+    [0.8485, 1.1314]
+    """
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y if scale is None else y * scale).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array | None = None, bias: jax.Array | None = None, *,
+               eps: float = 1e-5) -> jax.Array:
+    """y = (x - mean(x)) / √(var(x) + ε) · scale + bias, in float32.
+
+    Source: Ba, Kiros & Hinton 2016, "Layer Normalization", equation 4.
+
+    Args:
+      x: [..., D].
+      scale, bias: [D], or None for none.
+    """
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    y = y if scale is None else y * scale
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0) -> jax.Array:
+    """Rotates each pair (x_i, x_{i + H/2}) of a head by the angle position · θ^(-2i/H).
+
+    Source: Su et al. 2021, "RoFormer", equation 34; pairs lie half a head apart, as in Llama.
+
+    Args:
+      x: [B, T, N, H].
+      positions: int [B, T].
+      theta: the base θ of the wavelengths.
+
+    Returns:
+      [B, T, N, H].
+    """
+    check({"B T N H": {"x": x}, "B T": {"positions": positions}})
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1H = positions[:, :, None, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """y = c · tanh(x / c): near x where it is small, never beyond ±c; x itself where c is None.
+
+    Source: Bello et al. 2016, "Neural Combinatorial Optimization", equation 16; Gemma 2 (2024), section 2.
+    """
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def relu2(x: jax.Array) -> jax.Array:
+    """y = max(x, 0)². Source: So et al. 2021, "Primer", section 4.1."""
+    return jnp.square(jax.nn.relu(x))
+
+
+def swiglu(gate: jax.Array, x: jax.Array) -> jax.Array:
+    """y = SiLU(gate) · x. Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6."""
+    return jax.nn.silu(gate) * x

@@ -1,0 +1,104 @@
+"""Models by name, and the one dial: GPT-2, Llama 3, and `depth(d)`.
+
+Every preset returns a plain `Config`; change it with `dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from jaxgpt.core.optim import Optim
+from jaxgpt.model.transformer import Config, count_params
+
+# layers, heads, width
+_GPT2 = {"124M": (12, 12, 768), "355M": (24, 16, 1024), "774M": (36, 20, 1280), "1558M": (48, 25, 1600)}
+
+# layers, heads, kv_heads, width, mlp_width, tied
+_LLAMA3 = {"1B": (16, 32, 8, 2048, 8192, True), "3B": (28, 24, 8, 3072, 8192, True),
+           "8B": (32, 32, 8, 4096, 14336, False), "70B": (80, 64, 8, 8192, 28672, False),
+           "405B": (126, 128, 8, 16384, 53248, False)}
+
+
+def gpt2(size: str = "124M", *, vocab_size: int = 50257, context: int = 1024) -> Config:
+    """GPT-2. Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2.
+
+    Args:
+      size: "124M", "355M", "774M" or "1558M".
+      vocab_size: 50257; 50304 is quicker on accelerators.
+      context: T at most.
+
+    Raises:
+      ValueError: no such size.
+    """
+    layers, heads, width = _lookup(_GPT2, size, "gpt2")
+    return Config(vocab_size=vocab_size, context=context, layers=layers, width=width, heads=heads, position="learned",
+                  norm="layernorm", norm_eps=1e-5, activation="gelu_tanh", bias=True, tied=True)
+
+
+def llama3(size: str = "8B", *, vocab_size: int = 128256, context: int = 8192) -> Config:
+    """Llama 3. Source: Grattafiori et al. 2024, "The Llama 3 Herd of Models", table 3; 1B and 3B are those of 3.2.
+
+    Args:
+      size: "1B", "3B", "8B", "70B" or "405B".
+      vocab_size: 128256.
+      context: T at most; the scaling of rotary positions beyond 8192 is not part of this preset.
+
+    Raises:
+      ValueError: no such size.
+    """
+    layers, heads, kv_heads, width, mlp_width, tied = _lookup(_LLAMA3, size, "llama3")
+    return Config(vocab_size=vocab_size, context=context, layers=layers, width=width, heads=heads, kv_heads=kv_heads,
+                  mlp_width=mlp_width, position="rotary", rope_theta=500_000.0, norm="rmsnorm", norm_eps=1e-5,
+                  activation="swiglu", tied=tied, dtype="bfloat16")
+
+
+def _lookup(table: dict, size: str, name: str):
+    if size not in table:
+        raise ValueError(f"{name}({size!r}): no such size; valid: {', '.join(table)}")
+    return table[size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What `depth` chooses: the model, the optimizer, rows in a batch, and the token budget."""
+
+    model: Config
+    optim: Optim
+    batch: int
+    tokens: int
+
+
+def depth(layers: int, *, vocab_size: int, context: int = 1024, width_per_layer: int = 64,
+          tokens_per_param: float = 10.0) -> Size:
+    """The one dial: everything that should grow with a model follows from its number of layers.
+
+        D = width_per_layer · L,   H = 64 (32 below a width of 256),   batch ∝ tokens^0.65,   lr ∝ (D / 768)^(-1/2)
+
+    Tokens follow from parameters (Hoffmann et al. 2022: 10 to 20 a parameter, less on a laptop). The batch follows from
+    the tokens by the line through two runs: 2,048 tokens for 1.6M in all, half a million for 8.4B. The learning rate of
+    embedding and head follows from the width; Muon's does not change.
+
+    Args:
+      layers: L, the dial. 2 to 4 train on a laptop, 20 is of GPT-2's class.
+      vocab_size: V.
+      context: T.
+      width_per_layer: D / L.
+      tokens_per_param: tokens for each weight of layers and head.
+    """
+    head_dim = 64 if layers * width_per_layer >= 256 else 32
+    width = math.ceil(layers * width_per_layer / head_dim) * head_dim
+    model = Config(vocab_size=vocab_size, context=context, layers=layers, width=width, heads=width // head_dim,
+                   position="rotary", norm="rmsnorm", norm_scale=False, activation="relu2", qk_norm=True,
+                   embed_norm=True, logit_soft_cap=15.0, zero_init_outputs=True)
+    tokens = int(tokens_per_param * (count_params(model) - vocab_size * width))
+    batch_tokens = 2 ** 19 * (tokens / 8.4e9) ** 0.65
+    batch = max(8, 2 ** round(math.log2(batch_tokens / context)))  # rows
+    optim = Optim(kind="muon", lr=0.02, adam_lr=0.008 * (width / 768) ** -0.5 if width > 256 else 0.01,
+                  schedule="wsd", decay_fraction=0.6, final_fraction=0.05, beta1=0.9, beta2=0.95, clip_norm=1.0)
+    return Size(model=model, optim=optim, batch=batch, tokens=tokens)
+
+
+def on_cpu(config: Config) -> Config:
+    """The same model as a CPU runs it best: no loop over layers."""
+    return dataclasses.replace(config, unroll=config.layers)

@@ -1,0 +1,398 @@
+"""The transformer: Linen modules own parameters and the stacking of layers, everything else is functions.
+
+Dimension key of the whole project:
+  B batch   T position   S cache position   L layer   D width   F mlp   N query heads   K key-value heads   G = N/K
+  H head size   V vocabulary   P prompts   R rollouts per prompt
+
+The face of the model is pure:
+  init(rng, config) -> params
+  hidden(params, tokens, *, config, ...) -> (x, cache, aux)
+  unembed(params, x, *, config) -> logits
+  apply(params, tokens, *, config, ...) -> logits
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxgpt.core.shapes import check
+from jaxgpt.core.sharding import shard
+from jaxgpt.model.attention import attention, attention_mask
+from jaxgpt.model.layers import layer_norm, linear, relu2, rms_norm, rotary, soft_cap, swiglu
+
+Cache = tuple[dict[str, jax.Array], ...]  # one a layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a transformer is. The defaults are today's; `presets.py` has GPT-2 and Llama 3.
+
+    Attributes:
+      vocab_size: V, rows of the embedding.
+      context: the longest sequence.
+      layers, width, heads: L, D, N.
+      kv_heads: K; as many as `heads` where None (Ainslie et al. 2023).
+      head_dim: H; width / heads where None.
+      mlp_width: F; 4 D where None.
+      position: "rotary" (Su et al. 2021) or "learned".
+      rope_theta: base of the rotary wavelengths.
+      norm: "rmsnorm" or "layernorm", before each block and before the head.
+      norm_scale: whether norms have a learned scale.
+      norm_eps: ε of the norms.
+      activation: "gelu" (exact), "gelu_tanh" (GPT-2's), "swiglu" or "relu2".
+      bias: whether projections and layer norms have biases.
+      tied: whether the head is the embedding, transposed.
+      qk_norm: normalise queries and keys of each head (Dehghani et al. 2023).
+      embed_norm: normalise the embedding before the first layer.
+      logit_soft_cap: c of c · tanh(logits / c), or None.
+      windows: how far back each layer looks, repeated over the layers: (128, None) alternates; None looks at all.
+      init_std: of the weights' normal distribution; None for 1 / √(rows of the matrix), and 1 for embeddings.
+      zero_init_outputs: start each block as the identity (its last projection and an untied head at 0); otherwise those
+        projections start at 1 / √(2L) of the others, as in GPT-2.
+      dtype: of activations and products; parameters are float32.
+      remat: what the backward pass recomputes: "none", "full", "dots" (keeps matrix products) or "names" (keeps the
+        outputs of attention and mlp).
+      unroll: how many layers one turn of the loop over layers holds; `layers` leaves no loop.
+      loss_chunk: positions whose logits are in memory at once, for the loss; None for all.
+    """
+
+    vocab_size: int
+    context: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_width: int | None = None
+    position: Literal["rotary", "learned"] = "rotary"
+    rope_theta: float = 10_000.0
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_scale: bool = True
+    norm_eps: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "swiglu"
+    bias: bool = False
+    tied: bool = False
+    qk_norm: bool = False
+    embed_norm: bool = False
+    logit_soft_cap: float | None = None
+    windows: tuple[int | None, ...] = (None,)
+    init_std: float | None = 0.02
+    zero_init_outputs: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full", "dots", "names"] = "none"
+    unroll: int = 1
+    loss_chunk: int | None = 1024
+
+    def __post_init__(self):
+        for name in ("vocab_size", "context", "layers", "width", "heads", "unroll", "kv_heads", "head_dim", "mlp_width",
+                     "loss_chunk"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1")
+        for name in ("init_std", "logit_soft_cap", "rope_theta", "norm_eps"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: a number above 0")
+        if not self.windows or any(window is not None and window < 1 for window in self.windows):
+            raise ValueError(f"windows={self.windows}: at least one, each None or at least 1")
+        if self.heads % self.K:
+            raise ValueError(f"kv_heads={self.K}: must divide heads={self.heads}")
+        if self.head_dim is None and self.width % self.heads:
+            raise ValueError(f"heads={self.heads}: must divide width={self.width}, or give head_dim")
+        if self.position == "rotary" and self.H % 2:
+            raise ValueError(f"head size {self.H}: rotary positions turn pairs, so it must be even")
+
+    @property
+    def K(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def H(self) -> int:
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def F(self) -> int:
+        return self.mlp_width or 4 * self.width
+
+
+class Transformer(nn.Module):
+    """Parameters and stacking; called through the functions below."""
+
+    config: Config
+    capture: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(self, tokens, positions, segment_ids, cache):
+        config = self.config
+        std = config.init_std or 1.0
+        x = self.param("embed", _init(("vocab", "embed"), std), (config.vocab_size, config.width))[tokens]
+        if config.position == "learned":
+            table = self.param("positions", _init(("position", "embed"), std), (config.context, config.width))
+            x = x + table[positions]
+        x = shard(x.astype(config.dtype), "batch", "seq", None)
+        if config.embed_norm:
+            x = rms_norm(x, eps=config.norm_eps)
+        if cache is None:
+            stack = nn.scan(_remat(config), variable_axes={"params": 0}, split_rngs={"params": True},
+                            length=config.layers, in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0), out_axes=0,
+                            unroll=config.unroll, metadata_params={nn.PARTITION_NAME: "layers"})
+            x, (_, captured) = stack(config, self.capture, name="layers")(x, positions, segment_ids, None,
+                                                                          _windows(config))
+        else:  # a loop in Python: a scan would copy the whole cache in and out at every token
+            layers, block = self.get_variable("params", "layers"), Block(config, self.capture, parent=None)
+            updated, seen = [], []
+            for i, (slots, window) in enumerate(zip(cache, _per_layer(config))):
+                layer = jax.tree.map(lambda leaf: leaf[i], layers)
+                x, (slots, inside) = block.apply({"params": layer}, x, positions, None, slots, window)
+                updated.append(slots)
+                seen.append(inside)
+            cache, captured = tuple(updated), jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
+        x = _Norm(config, name="final_norm")(x)
+        if not config.tied:
+            std = 0.0 if config.zero_init_outputs else config.init_std or config.width ** -0.5
+            self.param("head", _init(("embed", "vocab"), std), (config.width, config.vocab_size))
+        return x, cache, captured
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: Config
+    capture: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(self, x, positions, segment_ids, cache, window):
+        captured = {}
+        attended, cache, weights = Attention(self.config, "attention" in self.capture, name="attention")(
+            _Norm(self.config, name="attention_norm")(x), positions, segment_ids, cache, window)
+        x = shard(x + attended, "batch", "seq", None)
+        x = x + Mlp(self.config, name="mlp")(_Norm(self.config, name="mlp_norm")(x))
+        x = shard(x, "batch", "seq", None)
+        if "attention" in self.capture:
+            captured["attention"] = weights
+        if "hidden" in self.capture:
+            captured["hidden"] = x
+        return x, (cache, captured)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the sequence itself, or over a cache that it extends."""
+
+    config: Config
+    with_weights: bool = False
+
+    @nn.compact
+    def __call__(self, x, positions, segment_ids, cache, window):
+        config = self.config
+        N, K, H = config.heads, config.K, config.H
+        B, T, _ = x.shape
+        q = _Linear(config, N * H, ("embed", "heads"), name="q")(x).reshape(B, T, N, H)
+        k = _Linear(config, K * H, ("embed", "kv_heads"), name="k")(x).reshape(B, T, K, H)
+        v = _Linear(config, K * H, ("embed", "kv_heads"), name="v")(x).reshape(B, T, K, H)
+        if config.qk_norm:
+            q = rms_norm(q, self._scale("q_norm"), eps=config.norm_eps)
+            k = rms_norm(k, self._scale("k_norm"), eps=config.norm_eps)
+        if config.position == "rotary":
+            q, k = (rotary(a, positions, theta=config.rope_theta) for a in (q, k))
+        q = shard(q, "batch", "seq", "heads")
+        k, v = (shard(a, "batch", "seq", "kv_heads") for a in (k, v))
+        if cache is None:
+            mask = attention_mask(jnp.arange(T)[None], jnp.arange(T)[None], window=window,
+                                  query_segments=segment_ids, key_segments=segment_ids)
+        else:
+            k, v = write_cache(cache["k"], k, positions), write_cache(cache["v"], v, positions)
+            cache = {"k": k, "v": v}
+            mask = attention_mask(positions, jnp.arange(k.shape[1])[None], window=window)
+        out = attention(q, k.astype(x.dtype), v.astype(x.dtype), mask, with_weights=self.with_weights)
+        out, weights = out if self.with_weights else (out, None)
+        out = _Linear(config, config.width, ("heads", "embed"), output=True, name="o")(out.reshape(B, T, N * H))
+        return checkpoint_name(out, "attention_out"), cache, weights
+
+    def _scale(self, name):
+        config = self.config
+        return self.param(name, _ones(("head_dim",)), (config.H,)) if config.norm_scale else None
+
+
+class Mlp(nn.Module):
+    """The feed-forward half of a layer."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        h = _Linear(config, config.F, ("embed", "mlp"), name="up")(x)
+        if config.activation == "swiglu":
+            h = swiglu(_Linear(config, config.F, ("embed", "mlp"), name="gate")(x), h)
+        elif config.activation == "relu2":
+            h = relu2(h)
+        else:
+            h = jax.nn.gelu(h, approximate=config.activation == "gelu_tanh")
+        h = shard(h, "batch", "seq", "mlp")
+        out = _Linear(config, config.width, ("mlp", "embed"), output=True, name="down")(h)
+        return checkpoint_name(out, "mlp_out")
+
+
+class _Linear(nn.Module):
+    config: Config
+    features: int
+    axes: tuple[str, str]
+    output: bool = False  # the last projection of a block
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        std = config.init_std or x.shape[-1] ** -0.5
+        if self.output:
+            std = 0.0 if config.zero_init_outputs else std * (2 * config.layers) ** -0.5
+        weight = self.param("weight", _init(self.axes, std), (x.shape[-1], self.features))
+        bias = self.param("bias", _init((self.axes[1],), 0.0), (self.features,)) if config.bias else None
+        return linear(x, weight.astype(x.dtype), None if bias is None else bias.astype(x.dtype))
+
+
+class _Norm(nn.Module):
+    config: Config
+
+    @nn.compact
+    def __call__(self, x):
+        config, D = self.config, x.shape[-1]
+        scale = self.param("scale", _ones(("norm",)), (D,)) if config.norm_scale else None
+        if config.norm == "rmsnorm":
+            return rms_norm(x, scale, eps=config.norm_eps)
+        bias = self.param("bias", _init(("norm",), 0.0), (D,)) if config.bias else None
+        return layer_norm(x, scale, bias, eps=config.norm_eps)
+
+
+# --- the pure face ---------------------------------------------------------------------------------------------------
+
+def init(rng: jax.Array, config: Config) -> Any:
+    """Draws the parameters: a tree of float32 arrays, those of the layers stacked on a first axis L."""
+    return nn.meta.unbox(_boxed(rng, config))
+
+
+def logical_axes(config: Config) -> Any:
+    """The logical axes of each parameter, in a tree like theirs: ("layers", "embed", "heads") and so on."""
+    boxed = jax.eval_shape(lambda: _boxed(jax.random.key(0), config))
+    return jax.tree.map(lambda spec: tuple(spec), nn.get_partition_spec(boxed),
+                        is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
+
+
+def hidden(params: Any, tokens: jax.Array, *, config: Config, positions: jax.Array | None = None,
+           segment_ids: jax.Array | None = None, cache: Cache | None = None,
+           capture: tuple[str, ...] = ()) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
+    """Runs the layers: tokens -> the representation that `unembed` turns into logits.
+
+    Args:
+      params: from `init`.
+      tokens: int [B, T].
+      config: what the model is.
+      positions: int [B, T]; 0..T-1 where None. With a cache, also the slots that are written.
+      segment_ids: int [B, T]; tokens of different segments do not see each other. Not with a cache.
+      cache: from `init_cache`; tokens then also see what earlier calls wrote. A query at position p sees the slots up
+        to p, so what lies behind the end of a padded prompt is overwritten before anyone sees it.
+      capture: what to return of the inside: "attention" [L, B, N, T, S] and "hidden" [L, B, T, D].
+
+    Returns:
+      (x [B, T, D], the cache extended (None without one), {name: captured}).
+
+    Raises:
+      ValueError: shapes do not fit, or the sequence is longer than the context.
+    """
+    B, T = check("B T", tokens=tokens).values()
+    if T > config.context:
+        raise ValueError(f"tokens: {T} positions, but the model's context is {config.context}")
+    if cache is not None and (segment_ids is not None or positions is None):
+        raise ValueError("cache: needs positions and takes no segment_ids")
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    model = Transformer(config, tuple(capture))
+    return model.apply({"params": params}, tokens, positions, segment_ids, cache)
+
+
+def unembed(params: Any, x: jax.Array, *, config: Config) -> jax.Array:
+    """Logits of the next token: float32 [..., V] from x [..., D]."""
+    head = params["embed"].T if config.tied else params["head"]
+    return soft_cap(linear(x, head.astype(x.dtype), dtype=jnp.float32), config.logit_soft_cap)
+
+
+def apply(params: Any, tokens: jax.Array, *, config: Config, **options) -> jax.Array:
+    """Logits [B, T, V] of tokens [B, T]: `unembed` of `hidden`; options as in `hidden`."""
+    return unembed(params, hidden(params, tokens, config=config, **options)[0], config=config)
+
+
+def init_cache(config: Config, batch: int, length: int, dtype=None) -> Cache:
+    """An empty cache of `length` slots: for each layer {"k", "v"}, each [B, S, K, H]."""
+    shape = (batch, length, config.K, config.H)
+    return tuple({name: jnp.zeros(shape, dtype or config.dtype) for name in ("k", "v")} for _ in range(config.layers))
+
+
+def write_cache(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+    """slots[b, positions[b, t]] = new[b, t].
+
+    Args:
+      slots: [B, S, K, H].
+      new: [B, T, K, H].
+      positions: int [B, T].
+    """
+    return slots.at[jnp.arange(slots.shape[0])[:, None], positions].set(new.astype(slots.dtype))
+
+
+def count_params(config: Config) -> int:
+    """How many parameters the model has."""
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def flops_per_token(config: Config, length: int) -> float:
+    """Floating-point operations to train on one token: 6 for each weight in a product, and causal attention.
+
+        6 · (weights of layers and head) + 6 · Σ_layers N · H · (positions seen on average, both products)
+
+    Source: Kaplan et al. 2020, table 1, with the half of the attention matrix that a causal model computes.
+    """
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(shapes["layers"])) + config.width * config.vocab_size
+    seen = sum(min(window or length, length) for window in _per_layer(config)) / 2
+    return 6.0 * weights + 12.0 * config.heads * config.H * seen
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+def _boxed(rng, config):
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return Transformer(config).init(rng, tokens, tokens, None, None)["params"]
+
+
+def _per_layer(config: Config) -> list[int | None]:
+    return [config.windows[i % len(config.windows)] for i in range(config.layers)]
+
+
+def _windows(config: Config) -> jax.Array | None:
+    """Each layer's window as an array to scan over; None where every layer sees everything."""
+    if all(window is None for window in config.windows):
+        return None
+    return jnp.array([window or 2 ** 30 for window in _per_layer(config)], jnp.int32)
+
+
+def _remat(config: Config):
+    """The block under its rematerialisation policy."""
+    policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+                "names": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out")}
+    if config.remat == "none":
+        return Block
+    # inside a loop nothing can be merged across iterations; where layers are unrolled, merging would undo the remat
+    return nn.remat(Block, policy=policies[config.remat], prevent_cse=config.unroll > 1)
+
+
+def _init(axes, std):
+    start = nn.initializers.normal(std) if std else nn.initializers.zeros
+    return nn.with_logical_partitioning(start, axes)
+
+
+def _ones(axes):
+    return nn.with_logical_partitioning(nn.initializers.ones, axes)

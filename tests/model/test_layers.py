@@ -1,0 +1,51 @@
+"""Numbers worked by hand from the cited equations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgpt.model import layers
+
+
+def test_linear_is_the_matrix_product_with_or_without_leading_dimensions():
+    x, w, b = jnp.arange(24.0).reshape(2, 3, 4), jnp.arange(8.0).reshape(4, 2), jnp.array([1.0, -1.0])
+    np.testing.assert_allclose(layers.linear(x, w, b), np.einsum("btd,df->btf", x, w) + np.asarray(b))
+    np.testing.assert_allclose(layers.linear(x[0, 0], w), x[0, 0] @ w)
+    with pytest.raises(ValueError, match="weight has shape"):
+        layers.linear(x, w.T)
+
+
+def test_rms_norm():  # rms of (3, 4) is √12.5
+    np.testing.assert_allclose(layers.rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]), eps=0.0),
+                               [3 / 12.5 ** 0.5, 8 / 12.5 ** 0.5], rtol=1e-6)
+
+
+def test_layer_norm():  # mean 2, standard deviation 1
+    np.testing.assert_allclose(layers.layer_norm(jnp.array([1.0, 3.0]), jnp.array([2.0, 2.0]), jnp.array([0.5, 0.5]),
+                                                 eps=0.0), [-1.5, 2.5], rtol=1e-6)
+
+
+def test_rotary_turns_each_pair_by_its_angle():
+    """H = 4: pairs (0, 2) and (1, 3) with wavelength factors 1 and θ^(-1/2) = 0.1 at θ = 100; position 2."""
+    x = jnp.array([1.0, 1.0, 0.0, 0.0])[None, None, None]
+    out = layers.rotary(x, jnp.array([[2]]), theta=100.0)[0, 0, 0]
+    np.testing.assert_allclose(out, [np.cos(2), np.cos(0.2), np.sin(2), np.sin(0.2)], rtol=1e-6)
+
+
+def test_rotary_products_depend_on_distance_alone():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+    at = lambda x, position: layers.rotary(x, jnp.array([[position]]))  # noqa: E731
+    near, far = jnp.sum(at(q, 3) * at(k, 1)), jnp.sum(at(q, 103) * at(k, 101))
+    np.testing.assert_allclose(near, far, rtol=1e-4)
+    assert abs(near - jnp.sum(at(q, 4) * at(k, 1))) > 1e-3
+
+
+def test_soft_cap():
+    np.testing.assert_allclose(layers.soft_cap(jnp.array([1.0, 1e6]), 2.0), [2 * np.tanh(0.5), 2.0], rtol=1e-6)
+    assert layers.soft_cap(jnp.array([1e6]), None)[0] == 1e6
+
+
+def test_activations():
+    np.testing.assert_allclose(layers.relu2(jnp.array([-2.0, 3.0])), [0.0, 9.0])
+    np.testing.assert_allclose(layers.swiglu(jnp.array([2.0]), jnp.array([3.0])), [3 * 2 / (1 + np.exp(-2))], rtol=1e-6)
