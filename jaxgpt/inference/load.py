@@ -1,0 +1,68 @@
+"""A finished stage's model, ready to speak: its parameters, its settings, its tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxgpt.core.checkpoint import load_params
+from jaxgpt.core.config import from_json
+from jaxgpt.core.errors import UserError
+from jaxgpt.core.experiment import MANIFEST, read_stage
+from jaxgpt.model import transformer
+from jaxgpt.tokenizer.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model and its tokenizer.
+
+    Attributes:
+      params, config: as every function of `model` and `inference` takes them.
+      tokenizer: what turns text into the model's tokens.
+      stage: the name of the stage that trained it.
+    """
+
+    params: Any
+    config: transformer.Config
+    tokenizer: Tokenizer
+    stage: str
+
+
+def load(workdir: str | Path, stage: str | None = None) -> Loaded:
+    """Loads the model that a stage of a run trained.
+
+    Args:
+      workdir: of the run.
+      stage: whose model; the last complete one that trained a model where None.
+
+    Raises:
+      UserError: there is no such run or stage, it is not complete or trained no model, or a file of it is damaged.
+    """
+    workdir = Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such folder; give the workdir of a run, such as runs/quickstart")
+    complete = {path.parent.name: read_stage(path, (*MANIFEST, "finished")) for path in sorted(workdir.glob("*/manifest.json"))}
+    trained = [name for name in _in_order(complete) if "checkpoint" in complete[name]["outputs"]]
+    if not trained:
+        raise UserError(f"{workdir}: no stage that trains a model is complete there; "
+                        f"complete: {', '.join(_in_order(complete)) or 'none'}")
+    stage = stage or trained[-1]
+    if stage not in trained:
+        what = "trained no model" if stage in complete else "is not complete"
+        raise UserError(f"{workdir}: stage '{stage}' {what}; stages with a model: {', '.join(trained)}")
+    outputs, folder = complete[stage]["outputs"], workdir / stage
+    config = from_json(transformer.Config, outputs["model"])
+    abstract = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
+    params = load_params(folder / outputs["checkpoint"], abstract, config=outputs["model"])
+    return Loaded(params, config, Tokenizer.load(folder / outputs["tokenizer"]), stage)
+
+
+def _in_order(manifests: dict[str, dict]) -> list[str]:
+    """Names of stages in the order they were finished; within one second, a stage comes after those it reads."""
+    def depth(name):
+        return 1 + max((depth(before) for before in manifests[name]["inputs"] if before in manifests), default=0)
+    return sorted(manifests, key=lambda name: (manifests[name]["finished"], depth(name)))
