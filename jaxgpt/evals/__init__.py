@@ -1,0 +1,1 @@
+"""Chapter 9: scores with error bars, and the report of a whole run."""

@@ -1,0 +1,152 @@
+"""The report as Markdown: what the page shows, for a terminal, a pull request or a model that reads it."""
+
+from __future__ import annotations
+
+from jaxgpt.evals import report_content as content
+from jaxgpt.evals.plot import sparkline
+from jaxgpt.evals.report_data import Run
+
+
+def markdown_page(run: Run) -> str:
+    """The whole page; a section whose stage did not run is left out."""
+    sections = (
+        _head(run),
+        _stages(run),
+        _curves(run),
+        _scores(run),
+        _samples(run),
+        _snapshots(run),
+        _corpus(run),
+        _settings(run),
+        _section("The machine", _list(content.machine(run))),
+    )
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, numbers: int = 0) -> str:
+    """A pipe table; the last `numbers` columns are set to the right.
+
+    >>> print(table(("Stage", "Time"), [("sft", "3 s")], numbers=1))
+    | Stage | Time |
+    |---|---:|
+    | sft | 3 s |
+    """
+    rules = ["---"] * (len(columns) - numbers) + ["---:"] * numbers
+    lines = ["| " + " | ".join(map(cell, columns)) + " |", "|" + "|".join(rules) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in rows])
+
+
+def cell(text: str) -> str:
+    r"""Text that stays in its cell and means nothing to Markdown.
+
+    >>> cell("a|b\n*c* <i> [1]")
+    'a\\|b \\*c\\* \\<i> [1]'
+    """
+    for mark in ("\\", "`", "*", "_", "|", "<", "]("):
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split("\n"))
+
+
+def fence(text: str) -> str:
+    """A block of code that `text` cannot end, whatever backticks it holds.
+
+    >>> print(fence("as it is"))
+    ```text
+    as it is
+    ```
+    """
+    ticks = "```"
+    while ticks in text:
+        ticks += "`"
+    return f"{ticks}text\n{text}\n{ticks}"
+
+
+def _head(run: Run) -> str:
+    tiles = [
+        f"- **{cell(h.value)}** {cell(h.label)}" + (f" ({cell(h.note)})" if h.note else "")
+        for h in content.headlines(run)
+    ]
+    parts = [f"# {cell(run.name)}: a run of jaxgpt", cell(content.summary(run))]
+    if tiles:
+        parts.append("\n".join(tiles))
+    if run.command:
+        parts.append(f"Talk to it:\n\n{fence(run.command)}")
+    return "\n\n".join(parts)
+
+
+def _stages(run: Run) -> str:
+    return _section(
+        "Stages", table(content.STAGE_COLUMNS, content.stage_rows(run), numbers=4) if run.stages else ""
+    )
+
+
+def _curves(run: Run) -> str:
+    rows = []
+    for chart in content.charts(run):
+        for line in (line for line in chart.series if not line.faint):
+            values = [y for _, y in line.points]
+            curve = sparkline(values)
+            rows.append(
+                (chart.title, line.label, curve, f"{values[0]:.4g}", f"{values[-1]:.4g}", chart.y_label)
+            )
+        if chart.reference:
+            rows.append(
+                (chart.title, chart.reference.label, "", "", f"{chart.reference.value:.4g}", chart.y_label)
+            )
+    columns = ("Curve", "Line", "Course", "First", "Last", "Unit")
+    return _section("Curves", table(columns, rows) if rows else "")
+
+
+def _scores(run: Run) -> str:
+    if not run.scores:
+        return ""
+    parts = [content.SCORE_NOTE, table(content.SCORE_COLUMNS, content.score_rows(run), numbers=6)]
+    leak = content.leak_sentence(run)
+    return _section("Scores", "\n\n".join(parts + ([cell(leak)] if leak else [])))
+
+
+def _samples(run: Run) -> str:
+    blocks = []
+    for prompt in run.samples:
+        blocks.append(f"### {content.kind(prompt)}: {cell(prompt['prompt'])}")
+        for stage, answer in prompt["completions"].items():
+            blocks.append(f"{cell(stage)}\n\n{fence(answer['text'] + ('' if answer['finished'] else ' …'))}")
+    return _section("Samples", "\n\n".join([content.SAMPLE_NOTE, *blocks]) if blocks else "")
+
+
+def _snapshots(run: Run) -> str:
+    blocks = []
+    for stage in run.stages:
+        shots = content.snapshots(stage)
+        if shots:
+            blocks.append(f"### {cell(stage.name)}: {cell(str(shots[0].get('prompt', '')))}")
+        blocks += [
+            f"step {shot.get('step', '?')}\n\n{fence(str(shot.get('completion', '')))}" for shot in shots
+        ]
+    return _section("While it learned", "\n\n".join(blocks))
+
+
+def _corpus(run: Run) -> str:
+    if not run.corpus:
+        return ""
+    steps = table(content.CORPUS_COLUMNS, content.corpus_rows(run), numbers=3)
+    sources = table(content.SOURCE_COLUMNS, content.source_rows(run), numbers=4)
+    return _section("The corpus", "\n\n".join((steps, sources, _list(content.digests(run)))))
+
+
+def _settings(run: Run) -> str:
+    blocks = []
+    for stage in run.stages:
+        pairs = content.flat_settings(stage)
+        if pairs:
+            lines = "\n".join(f"{name} = {value}" for name, value in pairs)
+            blocks.append(f"<details><summary>{cell(stage.name)}</summary>\n\n{fence(lines)}\n\n</details>")
+    return _section("Settings", "\n\n".join(blocks))
+
+
+def _list(pairs: list[tuple[str, str]]) -> str:
+    return "\n".join(f"- {cell(name)}: {cell(value)}" for name, value in pairs)
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
