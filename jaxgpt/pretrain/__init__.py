@@ -1,0 +1,1 @@
+"""The base model: predicting the next token of documents."""

@@ -1,0 +1,145 @@
+"""The stage that makes a base model: documents in, a model that continues text out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxgpt.core import sharding
+from jaxgpt.core.errors import UserError
+from jaxgpt.core.experiment import Context, Stage
+from jaxgpt.core.files import write_text
+from jaxgpt.core.loop import Loop
+from jaxgpt.core.optim import Optim
+from jaxgpt.data.loader import batches, evaluation_batches
+from jaxgpt.inference.generate import generate
+from jaxgpt.model import losses, transformer
+from jaxgpt.model.fit import Trainable, abstract_batch, check_fits, fit, make_trainable
+from jaxgpt.pretrain.evaluate import evaluation_program, validation
+from jaxgpt.tokenizer.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain(Stage):
+    """Trains a model to predict the next token of documents.
+
+    Attributes:
+      model: what is trained.
+      optim: how.
+      tokens: the budget; rounded down to whole steps.
+      batch: rows in a step, all devices together.
+      length: positions in a row; the model's context where None.
+      accumulate: micro-batches in a step.
+      loop: when to log, evaluate and save; an evaluation covers the whole validation split.
+      prompts: continued at each evaluation, into samples.jsonl.
+      sample_tokens: how far.
+      data: the stage that made the token shards.
+    """
+
+    name: str = "pretrain"
+    model: transformer.Config
+    optim: Optim = Optim()
+    tokens: int
+    batch: int
+    length: int | None = None
+    accumulate: int = 1
+    loop: Loop = Loop(log_every=10, eval_every=100, save_every=100)
+    prompts: tuple[str, ...] = ()
+    sample_tokens: int = 48
+    data: str = "tokenize"
+
+    def __post_init__(self):
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"length={self.length}: at least 1, or None for the model's context")
+        if self.T > self.model.context:
+            raise ValueError(f"length={self.length}: longer than the {self.model.context} positions of model.context")
+        if min(self.batch, self.accumulate) < 1 or self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch}: at least 1, and divisible by accumulate={self.accumulate}")
+        if self.sample_tokens < 1:
+            raise ValueError(f"sample_tokens={self.sample_tokens}: at least 1")
+        if self.tokens < self.batch * self.T:
+            raise ValueError(f"tokens={self.tokens}: fewer than one step of {self.batch} x {self.T}")
+
+    @property
+    def T(self) -> int:
+        return self.model.context if self.length is None else self.length
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // (self.batch * self.T)
+
+    def inputs(self) -> tuple[str, ...]:
+        return (self.data,)
+
+    def trainable(self, context: Context) -> Trainable:
+        """The jitted step and the shapes it takes."""
+        sharding.check_batch(self.batch, context.mesh, context.rules, f"{self.name}.batch", self.accumulate)
+        loss_fn = functools.partial(losses.next_token_loss, config=self.model)
+        return make_trainable(context, self.model, self.optim, loss_fn, steps=self.steps, accumulate=self.accumulate)
+
+    def programs(self, context: Context) -> dict:
+        trainable = self.trainable(context)
+        batch = abstract_batch(context, self.batch, self.T)
+        table = jax.ShapeDtypeStruct((self.model.vocab_size,), jnp.float32, sharding=sharding.replicated(context.mesh))
+        evaluate = evaluation_program(self.model, context.mesh, tuple(context.rules.items()))
+        return {"train_step": (trainable.step, (trainable.abstract_state, (), batch)),
+                "evaluate": (evaluate, (trainable.abstract_state.params, batch, table))}
+
+    def run(self, context: Context) -> dict:
+        shards, folder = context.path(self.data, "shards"), context.path(self.data, "tokenizer")
+        tokenizer = Tokenizer.load(folder)
+        check_fits(self.model, tokenizer, self.T)
+        trainable = self.trainable(context)
+        hosts = {"host_index": jax.process_index(), "host_count": jax.process_count()}
+
+        def train_batches(start: int):
+            rows = batches(shards, "train", batch=self.batch, length=self.T, seed=context.seed, start_step=start,
+                           **hosts)
+            return lambda state: (next(rows), {})
+
+        def evaluate(state, step: int) -> dict:
+            rows = evaluation_batches(shards, "val", batch=self.batch, length=self.T, **hosts)
+            found = validation(state.params, rows, config=self.model, token_bytes=tokenizer.token_bytes(),
+                               mesh=context.mesh, rules=context.rules)
+            context.log(f"{self.name}: step {step:,}: validation {found['val_loss']:.4f} nats per token, "
+                        f"{found['val_bpb']:.4f} bits per byte")
+            write_samples(context.directory / "samples.jsonl", step,
+                          continuations(state.params, self.model, tokenizer, self.prompts, self.sample_tokens,
+                                        context.rng("samples")))
+            return found
+
+        create = functools.partial(trainable.create, context.rng("init"))
+        _, outputs = fit(context, trainable, create, loop=self.loop, batches=train_batches, steps=self.steps,
+                         tokens_per_step=self.batch * self.T, length=self.T, tokenizer=folder, evaluate=evaluate)
+        return outputs
+
+
+def continuations(params, config: transformer.Config, tokenizer: Tokenizer, prompts: tuple[str, ...], tokens: int,
+                  rng: jax.Array) -> list[tuple[str, str]]:
+    """How a model continues each prompt, at temperature 0.8."""
+    if not prompts:
+        return []
+    encoded = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in prompts]
+    completions = generate(params, config, encoded, rng=rng, max_new_tokens=tokens, temperature=0.8,
+                           stop=(tokenizer.bos,))
+    return [(prompt, tokenizer.decode(completion.content, special=False))
+            for prompt, completion in zip(prompts, completions)]
+
+
+def write_samples(path: Path, step: int, samples: list[tuple[str, str]]) -> None:
+    """Appends samples of one step, in place of any from that step or later (of a run that was killed)."""
+    kept = []
+    if path.exists():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                kept += [line] if json.loads(line)["step"] < step else []
+            except (ValueError, KeyError) as error:
+                raise UserError(f"{path}, line {number}: not a sample (a JSON object with a 'step')") from error
+    kept += [json.dumps({"step": step, "prompt": prompt, "completion": completion}, ensure_ascii=False)
+             for prompt, completion in samples]
+    write_text(path, "".join(line + "\n" for line in kept))

@@ -1,0 +1,1 @@
+"""The assistant: supervised finetuning on conversations."""

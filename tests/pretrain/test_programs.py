@@ -1,0 +1,123 @@
+"""Pretraining, the stage: a tiny model on a tiny corpus, from token shards to a checkpoint."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import jax
+import pytest
+import tiny
+
+from jaxgpt.core import sharding
+from jaxgpt.core.config import from_json
+from jaxgpt.core.errors import UserError
+from jaxgpt.core.files import read_json
+from jaxgpt.core.metrics import read_metrics
+from jaxgpt.data.loader import batches
+from jaxgpt.model import transformer
+from jaxgpt.pretrain.programs import Pretrain, continuations, write_samples
+from jaxgpt.tokenizer.tokenizer import Tokenizer
+
+
+def test_the_loss_falls(tiny_base):
+    _, workdir = tiny_base
+    losses, val = tiny.losses(workdir, "pretrain"), tiny.losses(workdir, "pretrain", "val_loss")
+    assert list(losses) == list(range(1, 21)) and list(val) == [0, 10, 20]
+    assert losses[1] == pytest.approx(math.log(tiny.VOCAB), rel=0.01)  # before the first update: a uniform guess
+    assert losses[20] < losses[1] - 2 and val[20] < val[10] - 0.5 < val[0] - 1
+    tokens = [line["tokens"] for line in read_metrics(workdir / "pretrain" / "metrics.jsonl")]
+    assert tokens == sorted(tokens) and tokens[-1] == 20 * 8 * 32
+
+
+def test_outputs_are_what_later_stages_read(tiny_base):
+    _, workdir = tiny_base
+    outputs = read_json(workdir / "pretrain" / "manifest.json")["outputs"]
+    assert from_json(transformer.Config, outputs["model"]) == tiny.MODEL
+    assert (workdir / "pretrain" / outputs["checkpoint"] / "params").is_dir()
+    assert Tokenizer.load(workdir / "pretrain" / outputs["tokenizer"]).vocab_size == tiny.VOCAB
+    params = tiny.params_of(workdir, "pretrain", 20)
+    assert outputs["parameters"] == sum(leaf.size for leaf in params.values())
+    assert outputs["steps"] == 20 and outputs["tokens"] == 20 * 8 * 32
+    final = {"val_loss": tiny.losses(workdir, "pretrain", "val_loss")[20], "step": 20,
+             "loss": tiny.losses(workdir, "pretrain")[20]}
+    assert final.items() <= outputs["final"].items()
+    assert not {"time", "tokens_per_second", "mfu"} & set(outputs["final"])  # chance: would change the fingerprint
+
+
+def test_samples_come_with_each_evaluation(tiny_base):
+    _, workdir = tiny_base
+    lines = [json.loads(line) for line in (workdir / "pretrain" / "samples.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["prompt"]) for line in lines] == [(s, p) for s in (0, 10, 20) for p in ("river", "")]
+    assert all(isinstance(line["completion"], str) and "<|" not in line["completion"] for line in lines)
+
+
+def test_a_model_may_have_more_rows_than_the_tokenizer_has_tokens(tiny_base):
+    tokenizer = Tokenizer.load(tiny_base[1] / "tokenize")
+    wide = dataclasses.replace(tiny.MODEL, vocab_size=4096)  # untrained, it says almost only spare tokens
+    params = jax.jit(lambda: transformer.init(jax.random.key(0), wide))()
+    (prompt, text), = continuations(params, wide, tokenizer, ("river",), 16, jax.random.key(0))
+    assert prompt == "river" and "\N{REPLACEMENT CHARACTER}" in text
+
+
+def test_write_samples(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    for step, text in ((0, "é\n"), (10, "x"), (20, "y"), (10, "again")):  # 10 anew: killed after 20
+        write_samples(path, step, [("p", text), ("q", text)])
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(line["step"], line["completion"]) for line in lines] == [(0, "é\n")] * 2 + [(10, "again")] * 2
+    path.write_text('{"step": 0}\nnot a sample\n')
+    with pytest.raises(UserError, match=r"samples.jsonl, line 2: not a sample"):
+        write_samples(path, 20, [])
+
+
+def test_the_program_named_is_the_program_run(tiny_base):
+    corpus, workdir = tiny_base
+    context = tiny.context(tiny.experiment(corpus), "pretrain", workdir)
+    stage = context.stage
+    programs = stage.programs(context)
+    assert set(programs) == {"train_step", "evaluate"}
+    step, arguments = programs["train_step"]
+    lowered = step.lower(*arguments)
+
+    trainable = stage.trainable(context)
+    state = trainable.create(context.rng("init"))
+    batch = next(batches(workdir / "tokenize" / "shards", "train", batch=8, length=32, seed=0))
+    batch = sharding.put(batch, sharding.batch_sharding(context.mesh, context.rules))
+    assert lowered.as_text() == trainable.step.lower(state, (), batch).as_text()
+    _, metrics = lowered.compile()(state, (), batch)
+    assert float(metrics["loss"]) == pytest.approx(tiny.losses(workdir, "pretrain")[1], rel=1e-6)
+
+
+def test_naming_programs_reads_and_writes_nothing(tmp_path):
+    context = tiny.context(tiny.experiment(tmp_path / "absent.txt"), "pretrain", tmp_path / "absent")
+    step, arguments = context.stage.programs(context)["train_step"]
+    state, metrics = jax.eval_shape(step, *arguments)
+    assert metrics["loss"].shape == () and jax.tree.structure(state) == jax.tree.structure(arguments[0])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"tokens": 255}, "tokens=255: fewer than one step of 8 x 32"),
+    ({"length": 33}, "length=33: longer than the 32 positions"),
+    ({"length": 0}, "length=0: at least 1"),
+    ({"batch": 0}, "batch=0: at least 1"),
+    ({"accumulate": 0}, "divisible by accumulate=0"),
+    ({"accumulate": 3}, "batch=8: at least 1, and divisible by accumulate=3"),
+])
+def test_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Pretrain(**{"model": tiny.MODEL, "tokens": 1024, "batch": 8, **settings})
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers(tiny_data, tmp_path):
+    corpus, workdir = tiny_data
+    work = shutil.copytree(workdir, tmp_path / "work")
+    chosen = tiny.experiment(corpus)
+    small = dataclasses.replace(chosen.stage("pretrain"), model=dataclasses.replace(tiny.MODEL, vocab_size=271))
+    chosen = dataclasses.replace(chosen, stages=(*chosen.stages[:3], small))
+    with pytest.raises(UserError, match="model.vocab_size=271: the tokenizer has 272 tokens"):
+        tiny.run_stages(chosen, ("pretrain",), work)
+    with pytest.raises(UserError, match=r"pretrain.batch=8: cannot be divided over 3"):
+        tiny.run_stages(tiny.experiment(corpus), ("pretrain",), work, tiny.mesh(3, data=3))
+    assert not (work / "pretrain" / "checkpoints").exists()
