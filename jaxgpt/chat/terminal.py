@@ -1,0 +1,295 @@
+"""A chat in the terminal, and plain continuation of a text for models that cannot chat yet."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+import jax
+
+from jaxgpt.core.errors import UserError
+from jaxgpt.core.files import write_text
+from jaxgpt.inference.generate import generate, sampling_options, stream
+from jaxgpt.inference.load import Loaded
+from jaxgpt.tokenizer.conversation import Message, render_prompt
+from jaxgpt.tokenizer.tokenizer import Tokenizer
+
+HELP = """\
+/system TEXT  sets the system message (without TEXT: removes it) and starts over
+/reset        starts over; the system message stays
+/retry        another answer to your last message
+/save FILE    writes the conversation as text
+/help         this list
+/quit         leaves; so does Ctrl-D. Ctrl-C stops an answer."""
+
+
+class Conversation:
+    """A model's side of a conversation: the messages so far, and answers that come in pieces of text.
+
+    Args:
+      loaded: the model.
+      system: a system message, or None.
+      seed: answer number n draws from fold_in(key(seed), n).
+      max_new_tokens, **options: of `generate.stream`.
+    """
+
+    def __init__(self, loaded: Loaded, *, system: str | None = None, seed: int = 0, max_new_tokens: int = 200,
+                 **options):
+        sampling_options(max_new_tokens, **options)  # refuses what is impossible now, not at the first answer
+        self.loaded, self.options, self.max_new_tokens = loaded, options, max_new_tokens
+        self.rng, self.answers = jax.random.key(seed), 0
+        self.messages: list[Message] = []
+        self.restart(system)
+
+    @property
+    def system(self) -> str | None:
+        """The system message."""
+        first = self.messages[:1]
+        return first[0]["content"] if first and first[0]["role"] == "system" else None
+
+    def restart(self, system: str | None) -> None:
+        """Forgets everything but a new system message."""
+        self.messages = [{"role": "system", "content": system}] if system else []
+
+    def make_room(self) -> int:
+        """Drops the oldest exchanges until an answer of `max_new_tokens`, or half a context, fits. The system message
+        and the last user message stay.
+
+        Returns:
+          How many messages were dropped.
+
+        Raises:
+          UserError: even what must stay leaves no room for a single token.
+        """
+        context, dropped = self.loaded.config.context, 0
+        room = min(self.max_new_tokens, context // 2)
+        first = 1 if self.system else 0
+        while len(self._prompt()) + room > context and len(self.messages) > first + 1:
+            del self.messages[first:first + 2]  # a user turn and the answer to it
+            dropped += 2
+        if len(self._prompt()) >= context:
+            raise UserError(f"this message makes a prompt of {len(self._prompt())} tokens, but the model's context is "
+                            f"{context}; write a shorter one")
+        return dropped
+
+    def answer(self) -> Iterator[str]:
+        """Yields the answer to the last message, piece by piece, and then adds it to the messages.
+
+        What had come is kept when the caller stops early (an interrupt, or no further iteration).
+        """
+        tokenizer, pieces = self.loaded.tokenizer, []
+        tokens = stream(self.loaded.params, self.loaded.config, self._prompt(), rng=self.rng, request=self.answers,
+                        max_new_tokens=self.max_new_tokens, stop=(tokenizer.end,), **self.options)
+        self.answers += 1
+        try:
+            for piece in text_pieces(tokenizer, tokens):
+                pieces.append(piece)
+                yield piece
+        finally:
+            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def transcript(self) -> str:
+        """The conversation as text, a paragraph a message."""
+        return "\n".join(f"{message['role']}: {message['content']}\n" for message in self.messages)
+
+    def _prompt(self) -> list[int]:
+        return render_prompt(self.loaded.tokenizer, self.messages)
+
+
+def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """The text of tokens as they come, in whole characters: one whose bytes are spread over tokens waits for its last.
+
+    Special tokens give no text; bytes that no character can begin or end with become U+FFFD.
+    """
+    special = set(tokenizer.special.values())
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        piece = "" if token in special else decoder.decode(tokenizer.decode_bytes([token]))
+        if piece:
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def chat(loaded: Loaded, *, system: str | None = None, prompt: str | None = None, temperature: float = 0.0,
+         top_k: int | None = None, top_p: float | None = None, max_new_tokens: int = 200, seed: int = 0,
+         input: TextIO | None = None, output: TextIO | None = None) -> int:
+    """Talks with a person until they leave; with `prompt`, answers that one message.
+
+    Args:
+      loaded: the model.
+      system: a system message to start with.
+      prompt: the one message to answer.
+      temperature, top_k, top_p, max_new_tokens: of `generate.stream`.
+      seed: of the answers.
+      input, output: streams of text; the terminal where None.
+
+    Returns:
+      The exit status, 0.
+
+    Raises:
+      UserError: an option is impossible, or `prompt` does not fit the context.
+    """
+    output = output or sys.stdout
+    conversation = Conversation(loaded, system=system, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p,
+                                max_new_tokens=max_new_tokens)
+    if prompt is not None:
+        _say(conversation, prompt, output)
+        return 0
+    _print(output, f"{loaded.stage}, {loaded.config.context} tokens of context. /help lists the commands.\n")
+    while True:
+        try:
+            line = _read(input, output)
+            if line == "/quit":
+                return 0
+            _respond(conversation, line, output)
+        except KeyboardInterrupt:
+            _print(output, "\n(Ctrl-D or /quit leaves)\n")
+        except EOFError:
+            _print(output, "\n")
+            return 0
+        except UserError as error:
+            _print(output, f"({error})\n")
+
+
+def sample_text(loaded: Loaded, prompt: str = "", *, samples: int = 1, temperature: float = 0.8,
+                top_k: int | None = None, top_p: float | None = None, max_new_tokens: int = 100, seed: int = 0,
+                output: TextIO | None = None) -> int:
+    """Prints `prompt` and what the model continues it with; one sample streams, several are separated by a line.
+
+    Args:
+      loaded: the model.
+      prompt: the text to continue, after `<|bos|>`.
+      samples: how many continuations.
+      temperature, top_k, top_p, max_new_tokens: of `generate.stream`.
+      seed: sample n draws from (key(seed), n).
+      output: a stream of text; standard output where None.
+
+    Returns:
+      The exit status, 0.
+
+    Raises:
+      UserError: an option is impossible, or `prompt` does not fit the context.
+    """
+    if samples < 1:
+        raise UserError(f"samples is {samples}, but must be at least 1")
+    output, tokenizer = output or sys.stdout, loaded.tokenizer
+    tokens = [tokenizer.bos, *tokenizer.encode(prompt)]
+    options = dict(rng=jax.random.key(seed), max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+                   top_p=top_p, stop=(tokenizer.bos, tokenizer.end))
+    if samples == 1:
+        pieces = text_pieces(tokenizer, stream(loaded.params, loaded.config, tokens, **options))
+        _print(output, prompt)
+        for piece in pieces:
+            _print(output, piece)
+        _print(output, "\n")
+        return 0
+    for number, completion in enumerate(generate(loaded.params, loaded.config, [tokens] * samples, **options)):
+        line = "-" * 40 + "\n" if number else ""
+        _print(output, line + prompt + tokenizer.decode(completion.content, special=False) + "\n")
+    return 0
+
+
+# --- one line of the chat --------------------------------------------------------------------------------------------
+
+def _respond(conversation: Conversation, line: str, output: TextIO) -> None:
+    """Carries out a command, or answers a message."""
+    command, _, argument = line.partition(" ")
+    argument = argument.strip()
+    if not line.startswith("/"):
+        if line.strip():
+            _say(conversation, line, output)
+    elif command == "/help":
+        _print(output, HELP + "\n")
+    elif command == "/system":
+        conversation.restart(argument or None)
+        _print(output, f"(system message {'set' if argument else 'removed'})\n")
+    elif command == "/reset":
+        conversation.restart(conversation.system)
+        _print(output, "(started over)\n")
+    elif command == "/retry":
+        _retry(conversation, output)
+    elif command == "/save":
+        if not argument:
+            raise UserError("/save needs the name of a file")
+        _print(output, f"(written to {write_text(argument, conversation.transcript())})\n")
+    else:
+        raise UserError(f"there is no command {command}; /help lists those there are")
+
+
+def _say(conversation: Conversation, text: str, output: TextIO) -> None:
+    if not text.strip():
+        raise UserError("the message is empty")
+    _answer(conversation, [*conversation.messages, {"role": "user", "content": text}], output)
+
+
+def _retry(conversation: Conversation, output: TextIO) -> None:
+    if not conversation.messages or conversation.messages[-1]["role"] != "assistant":
+        raise UserError("there is no answer to retry")
+    _answer(conversation, conversation.messages[:-1], output)
+
+
+def _answer(conversation: Conversation, messages: list[Message], output: TextIO) -> None:
+    """Prints the answer to `messages` as it comes. Ctrl-C stops it and keeps what has come; where nothing could come,
+    the conversation is what it was."""
+    before, conversation.messages = conversation.messages, messages
+    try:
+        if dropped := conversation.make_room():
+            _print(output, f"(the context of {conversation.loaded.config.context} tokens is full: the oldest {dropped} "
+                           "messages are forgotten)\n")
+        with _interrupts() as interrupted, contextlib.closing(conversation.answer()) as pieces:
+            for piece in pieces:
+                _print(output, piece)
+                if interrupted.is_set():
+                    _print(output, " (stopped)")
+                    break
+        _print(output, "\n")
+    finally:
+        if conversation.messages[-1]["role"] == "user":
+            conversation.messages = before
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Yields an event that Ctrl-C sets. The first one waits for the token under way, so that it never cuts into JAX; a
+    second one does not wait."""
+    interrupted = threading.Event()
+
+    def note(number, frame):
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _read(source: TextIO | None, output: TextIO) -> str:
+    """The next line that the person writes; raises EOFError at the end."""
+    if source is None:
+        try:
+            import readline  # noqa: F401  (input() then edits the line and remembers earlier ones)
+        except ImportError:
+            pass
+        return input("> ").strip()
+    _print(output, "> ")
+    line = source.readline()
+    if not line:
+        raise EOFError
+    return line.strip()
+
+
+def _print(output: TextIO, text: str) -> None:
+    output.write(text)
+    output.flush()

@@ -1,0 +1,167 @@
+"""The command line: `jaxgpt run | chat | sample | tokenize`. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import jaxgpt
+from jaxgpt.core.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0 done (or stopped cleanly), 2 a mistake that the user can mend."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    arguments.words = sys.argv[1:] if argv is None else argv
+    try:
+        return arguments.command(arguments) or 0
+    except UserError as error:
+        print(f"jaxgpt: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxgpt", description="The whole of 'Deep Dive into LLMs like ChatGPT' in JAX: from documents to a model "
+        "you can talk to.", epilog="Start with: jaxgpt run experiments/quickstart.py")
+    parser.add_argument("--version", action="version", version=f"jaxgpt {jaxgpt.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run an experiment's stages; the same command resumes", description=(
+        "Runs the stages of an experiment that are not yet complete in the workdir. Stopped by Ctrl-C, SIGTERM or a "
+        "crash, the same command goes on where it was."))
+    run.add_argument("experiment", metavar="FILE", help="a Python file that defines get_config()")
+    run.add_argument("--workdir", metavar="DIR", help="where results go (default: runs/NAME)")
+    run.add_argument("--stage", metavar="NAME", help="run this stage only")
+    run.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], dest="overrides",
+                     help="change a setting, e.g. pretrain.optim.lr=1e-3 or seed=1; may be repeated")
+    run.set_defaults(command=_run)
+
+    chat = commands.add_parser("chat", help="talk to a trained model in the terminal")
+    _model_arguments(chat)
+    chat.add_argument("--system", metavar="TEXT", help="a system message to start with")
+    chat.add_argument("--prompt", metavar="TEXT", help="answer this one message and leave")
+    _sampling_arguments(chat, temperature=0.0, tokens=200)
+    chat.set_defaults(command=_chat)
+
+    sample = commands.add_parser("sample", help="continue a text with any stage's model")
+    _model_arguments(sample)
+    sample.add_argument("--prompt", metavar="TEXT", default="", help="what to continue (default: an empty document)")
+    sample.add_argument("--samples", metavar="N", type=int, default=1, help="how many continuations (default: 1)")
+    _sampling_arguments(sample, temperature=0.8, tokens=100)
+    sample.set_defaults(command=_sample)
+
+    tokenize = commands.add_parser("tokenize", help="show the tokens of a text in colour, with their ids")
+    tokenize.add_argument("text", metavar="TEXT", nargs="?", help="the text (default: standard input)")
+    tokenize.add_argument("--tokenizer", metavar="NAME|DIR", default="gpt2",
+                          help="one of tiktoken's encodings, or a folder or workdir with a tokenizer (default: gpt2)")
+    tokenize.set_defaults(command=_tokenize)
+    return parser
+
+
+def _model_arguments(parser) -> None:
+    parser.add_argument("workdir", metavar="WORKDIR", help="of a run, e.g. runs/quickstart")
+    parser.add_argument("--stage", metavar="NAME", help="whose model (default: the last that is complete)")
+
+
+def _sampling_arguments(parser, *, temperature: float, tokens: int) -> None:
+    parser.add_argument("--temperature", type=float, default=temperature, help=f"0 is greedy (default: {temperature})")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K most likely tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens of mass P")
+    parser.add_argument("--max-tokens", type=int, default=tokens, metavar="N", help=f"at most N (default: {tokens})")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling (default: 0)")
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2 ** 32:
+        raise argparse.ArgumentTypeError(f"{text}: from 0 to 4294967295")
+    return value
+
+
+def _run(arguments) -> int:
+    _prepare_jax()
+    from jaxgpt.core import config, experiment
+    chosen = config.load(arguments.experiment)
+    if not isinstance(chosen, experiment.Experiment):
+        raise UserError(f"{arguments.experiment}: get_config() returns {type(chosen).__name__}; it should return an "
+                        "Experiment")
+    for text in arguments.overrides:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write FIELD=VALUE, as in --set pretrain.optim.lr=1e-3")
+        chosen = config.override(chosen, path, value)
+    workdir = Path(arguments.workdir or Path("runs") / chosen.name)
+    try:
+        experiment.run(chosen, workdir, only=arguments.stage)
+    except experiment.Stopped:
+        command = shlex.join(["jaxgpt", *arguments.words])
+        print(f"stopped; what is done is saved. To go on:\n  {command}", flush=True)
+        return 0
+    report = workdir / "report" / "report.html"
+    if report.exists() and arguments.stage in (None, "report"):
+        print(f"report: {report}")
+    if any(hasattr(stage, "start_from") for stage in chosen.stages) and not arguments.stage:
+        print(f"talk to it: jaxgpt chat {shlex.quote(str(workdir))}")
+    return 0
+
+
+def _chat(arguments) -> int:
+    _prepare_jax()
+    from jaxgpt.chat import terminal
+    from jaxgpt.inference.load import load
+    loaded = load(Path(arguments.workdir), arguments.stage)
+    return terminal.chat(loaded, system=arguments.system, prompt=arguments.prompt, **_sampling(arguments))
+
+
+def _sample(arguments) -> int:
+    _prepare_jax()
+    from jaxgpt.chat import terminal
+    from jaxgpt.inference.load import load
+    loaded = load(Path(arguments.workdir), arguments.stage)
+    return terminal.sample_text(loaded, arguments.prompt, samples=arguments.samples, **_sampling(arguments))
+
+
+def _sampling(arguments) -> dict:
+    return {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p,
+            "max_new_tokens": arguments.max_tokens, "seed": arguments.seed}
+
+
+def _tokenize(arguments) -> int:
+    from jaxgpt.tokenizer.show import coloured
+    from jaxgpt.tokenizer.tokenizer import Tokenizer
+    path = Path(arguments.tokenizer)
+    if (path / "tokenizer").is_dir():
+        path = path / "tokenizer"
+    tokenizer = Tokenizer.load(path) if path.exists() else Tokenizer.from_tiktoken(arguments.tokenizer)
+    text = sys.stdin.buffer.read().decode(errors="replace") if arguments.text is None else arguments.text
+    sys.stdout.reconfigure(errors="replace")  # for terminals that lack a character
+    print(coloured(tokenizer, text, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    return 0
+
+
+def _prepare_jax() -> None:
+    """Keeps compiled programs between runs, so that the second start is quick, and scratch memory between steps."""
+    from jaxgpt.core.memory import keep_freed_memory
+    keep_freed_memory()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs at length what it raises as well
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(home):  # "~" stays where nobody is at home, as in some containers
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "jaxgpt", "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""The chat: through real streams, and through a real terminal with Ctrl-C and Ctrl-D."""
+
+import contextlib
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from jaxgpt.chat import terminal
+from jaxgpt.core.errors import UserError
+from jaxgpt.inference.load import Loaded
+from jaxgpt.model import transformer
+from jaxgpt.tokenizer import bpe
+from jaxgpt.tokenizer.conversation import render_prompt
+from jaxgpt.tokenizer.tokenizer import Tokenizer
+
+CONTEXT = 64
+
+
+def tiny_model(context=CONTEXT):
+    """A random model over bytes: it has nothing to say, but says it."""
+    tokenizer = Tokenizer(bpe.train(["no merges"], vocab_size=264))
+    config = transformer.Config(vocab_size=264, context=context, layers=1, width=16, heads=2, init_std=0.3)
+    return Loaded(jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), config), config, tokenizer, "tiny")
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    return tiny_model()
+
+
+def talk(loaded, *lines, **options):
+    """What the chat prints, split where it waited for the person."""
+    output = io.StringIO()
+    options = {"max_new_tokens": 8, "temperature": 1.0, **options}
+    typed = io.StringIO("".join(line + "\n" for line in lines))
+    assert terminal.chat(loaded, input=typed, output=output, **options) == 0
+    return output.getvalue().split("> ")
+
+
+def answers_to(loaded, *texts, **options):
+    """The conversation object after it has answered each of the texts."""
+    conversation = terminal.Conversation(loaded, max_new_tokens=8, temperature=1.0, **options)
+    for text in texts:
+        conversation.messages.append({"role": "user", "content": text})
+        conversation.make_room()
+        "".join(conversation.answer())
+    return conversation
+
+
+def test_text_comes_in_whole_characters(loaded):
+    tokenizer = loaded.tokenizer
+    tokens = tokenizer.encode("aé€𝄞z")
+    assert len(tokens) == 11  # a byte each
+    assert list(terminal.text_pieces(tokenizer, tokens)) == ["a", "é", "€", "𝄞", "z"]
+    assert list(terminal.text_pieces(tokenizer, tokens[:2])) == ["a", "\ufffd"]
+    assert list(terminal.text_pieces(tokenizer, [tokenizer.bos, tokens[0], tokenizer.end])) == ["a"]
+
+
+def test_answers_are_streamed_from_the_rendered_history(loaded):
+    shown = talk(loaded, "hello", "again")
+    conversation = answers_to(loaded, "hello", "again")
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
+    assert shown[1] == conversation.messages[1]["content"] + "\n"
+    assert shown[2] == conversation.messages[3]["content"] + "\n"
+    assert shown[1] != talk(loaded, "hello", seed=1)[1]
+
+    expected = terminal.generate(
+        loaded.params, loaded.config, [render_prompt(loaded.tokenizer, [{"role": "user", "content": "hello"}])],
+        rng=jax.random.key(0), max_new_tokens=8, stop=(loaded.tokenizer.end,), chunk=1)[0]
+    assert conversation.messages[1]["content"] == loaded.tokenizer.decode(expected.content, special=False)
+
+
+def test_one_shot_equals_the_first_answer(loaded):
+    output = io.StringIO()
+    options = dict(max_new_tokens=8, temperature=1.0)
+    assert terminal.chat(loaded, prompt="hello", output=output, **options) == 0
+    assert output.getvalue() == talk(loaded, "hello")[1]
+    with pytest.raises(UserError, match="the message is empty"):
+        terminal.chat(loaded, prompt=" ", output=output, **options)
+    with pytest.raises(UserError, match="but the model's context is 64"):
+        terminal.chat(loaded, prompt="x" * 100, output=output, **options)
+    with pytest.raises(UserError, match="temperature is -1"):
+        terminal.chat(loaded, temperature=-1, input=io.StringIO(), output=output)
+
+
+def test_commands(loaded, tmp_path):
+    file = tmp_path / "conversation.txt"
+    shown = talk(loaded, "/help", "/retry", "hi", "/retry", "/system Be brief.", f"/save {file}", "/reset", "yes",
+                 f"/save {file}", "/nonsense", "", "/quit", "never read")
+    assert "/system TEXT" in shown[1] and "no answer to retry" in shown[2]
+    assert shown[3] != shown[4]  # another answer to the same message
+    assert "set" in shown[5] and str(file) in shown[6] and "started over" in shown[7]
+    assert "there is no command /nonsense" in shown[10] and shown[11] == ""
+    assert len(shown) == 13 and shown[12] == ""
+    assert file.read_text().startswith(f"system: Be brief.\n\nuser: yes\n\nassistant: {shown[8]}"[:50])
+
+
+def test_retry_replaces_the_answer(loaded, tmp_path):
+    file = tmp_path / "conversation.txt"
+    shown = talk(loaded, "hi", "/retry", f"/save {file}")
+    assert file.read_text() == f"user: hi\n\nassistant: {shown[2]}"
+    assert shown[2] != shown[1]
+
+
+def test_a_full_context_forgets_the_oldest_and_keeps_the_system_message(loaded):
+    lines = [f"message {n}" for n in range(5)]
+    shown = talk(loaded, *lines, system="SYS")
+    assert "forgotten" not in shown[1] and "the context of 64 tokens is full: the oldest 2 messages" in shown[4]
+    conversation = answers_to(loaded, *lines, system="SYS")
+    assert conversation.system == "SYS" and conversation.messages[1]["role"] == "user"
+    assert conversation.messages[-2]["content"] == "message 4" and len(conversation.messages) < 9
+    assert len(render_prompt(loaded.tokenizer, conversation.messages[:-1])) + 8 <= CONTEXT
+
+
+def test_a_message_that_does_not_fit_is_refused_and_the_chat_goes_on(loaded):
+    shown = talk(loaded, "hi", "x" * 100, "/retry")
+    assert "write a shorter one" in shown[2]
+    assert shown[3] != shown[1] and "no answer" not in shown[3]
+
+
+def test_sample_continues_a_text(loaded):
+    one, three = io.StringIO(), io.StringIO()
+    assert terminal.sample_text(loaded, "Once", max_new_tokens=8, output=one) == 0
+    assert terminal.sample_text(loaded, "Once", samples=3, max_new_tokens=8, output=three) == 0
+    samples = three.getvalue().split("-" * 40 + "\n")
+    assert len(samples) == 3 and len(set(samples)) == 3
+    assert all(sample.startswith("Once") for sample in samples)
+    assert samples[0] == one.getvalue()
+    with pytest.raises(UserError, match="samples is 0"):
+        terminal.sample_text(loaded, samples=0)
+
+
+PROGRAM = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # standard input becomes this session's terminal, whose Ctrl-C reaches us
+sys.path.insert(0, sys.argv[1])
+from test_terminal import terminal, tiny_model
+sys.exit(terminal.chat(tiny_model(8192), temperature=0, max_new_tokens=8000))  # greedy, it never comes to an end
+"""
+
+
+class Terminal:
+    """A chat in a process of its own, at a pseudo-terminal."""
+
+    def __init__(self):
+        self.ours, theirs = pty.openpty()
+        command = [sys.executable, "-c", PROGRAM, os.path.dirname(__file__)]
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        os.close(theirs)
+        self.shown = ""
+
+    def write(self, text):
+        os.write(self.ours, text.encode())
+
+    def wait_for(self, pattern, *, insist=None, seconds=60):
+        """Reads until `pattern` matches what has come since the last match; writes `insist` again every second."""
+        until = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.shown, re.DOTALL)):
+            assert time.monotonic() < until, f"no {pattern!r} in {self.shown!r}"
+            if select.select([self.ours], [], [], 1)[0]:
+                self.shown += os.read(self.ours, 4096).decode(errors="replace")
+            elif insist:
+                self.write(insist)
+        self.shown = self.shown[found.end():]
+
+    def close(self):
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
+
+
+def test_control_c_stops_the_answer_and_control_d_leaves():
+    window = Terminal()
+    try:
+        window.wait_for("/help lists the commands.*> ")
+        window.write("hello\n")
+        window.wait_for("hello\r\n.{20}")  # an answer is under way
+        window.write("\x03")
+        window.wait_for(r"\(stopped\)\r\n.*> ")
+        # At the prompt there is nothing to stop. (A Ctrl-C between Python's printing the prompt and its waiting for a
+        # line is not seen until something else comes, hence again.)
+        window.write("\x03")
+        window.wait_for(r"\(Ctrl-D or /quit leaves\)\r\n.*> ", insist="\x03")
+        window.write("\x04")
+        assert window.process.wait(timeout=30) == 0
+    finally:
+        window.close()
