@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--stage", metavar="NAME", help="run this stage only")
     run.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], dest="overrides",
                      help="change a setting, e.g. pretrain.optim.lr=1e-3 or seed=1; may be repeated")
+    run.add_argument("--profile", metavar="STEPS", type=int, default=0,
+                     help="trace so many steps of each stage that trains, for Perfetto or TensorBoard")
     run.set_defaults(command=_run)
 
     chat = commands.add_parser("chat", help="talk to a trained model in the terminal")
@@ -102,9 +104,11 @@ def _run(arguments) -> int:
         if not equals:
             raise UserError(f"--set {text}: write FIELD=VALUE, as in --set pretrain.optim.lr=1e-3")
         chosen = config.override(chosen, path, value)
+    if arguments.profile < 0:
+        raise UserError(f"--profile {arguments.profile}: a number of steps, 1 or more")
     workdir = Path(arguments.workdir or Path("runs") / chosen.name)
     try:
-        experiment.run(chosen, workdir, only=arguments.stage)
+        experiment.run(chosen, workdir, only=arguments.stage, profile=arguments.profile)
     except experiment.Stopped:
         command = shlex.join(["jaxgpt", *arguments.words])
         print(f"stopped; what is done is saved. To go on:\n  {command}", flush=True)

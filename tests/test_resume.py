@@ -18,6 +18,7 @@ import pytest
 import tiny
 
 from jaxgpt.core.files import read_json
+from jaxgpt.core.metrics import TIMED
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +87,7 @@ def uninterrupted(folder):
 def metrics(workdir: Path, stage: str) -> list[dict]:
     """The lines of a stage without what the clock decides."""
     lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("time", "tokens_per_second", "mfu")}
+    return [{key: value for key, value in line.items() if key not in TIMED}
             for line in lines]
 
 

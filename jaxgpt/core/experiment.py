@@ -102,8 +102,8 @@ class Experiment:
 class Context:
     """What a running stage is given: its folder, its inputs, its randomness, the mesh, and a voice."""
 
-    def __init__(self, experiment: Experiment, stage: Stage, workdir: Path, mesh=None):
-        self.experiment, self.stage, self.workdir = experiment, stage, Path(workdir)
+    def __init__(self, experiment: Experiment, stage: Stage, workdir: Path, mesh=None, profile: int = 0):
+        self.experiment, self.stage, self.workdir, self.profile = experiment, stage, Path(workdir), profile
         self.directory, self.seed = self.workdir / stage.name, experiment.seed
         self.rules = sharding.get_rules(experiment.rules)
         self._mesh, self._stop, self._progress = mesh, threading.Event(), None
@@ -161,13 +161,14 @@ class Context:
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
-def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None) -> None:
+def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None, profile: int = 0) -> None:
     """Runs what is not yet complete.
 
     Args:
       experiment: what to run.
       workdir: where it lives.
       only: the one stage to run; those it reads must be complete.
+      profile: how many steps of each stage that trains are traced, into WORKDIR/STAGE/profile.
 
     Raises:
       UserError: the workdir holds another experiment, another process works in it, or a stage's own mistakes.
@@ -185,7 +186,7 @@ def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None)
                 print(f"{label}: complete", flush=True)
                 continue
             print(f"{label}: running", flush=True)
-            context = Context(experiment, stage, workdir)
+            context = Context(experiment, stage, workdir, profile=profile)
             seconds = _run_stage(context)
             print(f"{label}: done in {duration(seconds)}", flush=True)
             if context.should_stop() and number < len(stages):

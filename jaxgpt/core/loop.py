@@ -17,7 +17,7 @@ from jaxgpt.core import sharding
 from jaxgpt.core.checkpoint import Checkpoints
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Stopped
-from jaxgpt.core.metrics import MetricsLog, peak_flops
+from jaxgpt.core.metrics import MetricsLog, compilations, peak_flops
 from jaxgpt.core.state import TrainState
 
 
@@ -83,14 +83,22 @@ def train(context: Context, loop: Loop, *, step_fn: Callable, create: Callable[[
         rows, next_batch = sharding.batch_sharding(context.mesh, context.rules), batches(done)
         journal = _Journal(context, loop, steps, done, tokens_per_step, flops_per_token)
         closing.callback(journal.close)
+        profile = closing.enter_context(_Profile(context, done))
         if evaluate is not None and loop.eval_every and done == 0:
             journal.evaluated(0, evaluate(state, 0))
         for step in range(done + 1, steps + 1):
-            batch, extra = next_batch(state)
-            state, metrics = step_fn(state, frozen, sharding.put(batch, rows))
-            if pending:  # a step's metrics are asked for one step late, so that the device never waits
+            # The device works on the step before while this batch is made and sent to it, and while this step is put in
+            # its queue: a step's metrics are asked for one step late, so that it never waits for the host.
+            profile.before(step)
+            with journal.preparing():
+                batch, extra = next_batch(state)
+                batch = sharding.put(batch, rows)
+            with journal.computing(step):
+                state, metrics = step_fn(state, frozen, batch)
+            if pending:
                 journal.computed(*pending)
             pending = (step, metrics, extra)
+            profile.after(step, metrics)
             stop = context.should_stop()
             save = stop or step == steps or (loop.save_every and step % loop.save_every == 0)
             measure = loop.eval_every and (step == steps or step % loop.eval_every == 0)
@@ -118,6 +126,7 @@ class _Journal:
         self._began = time.monotonic() - self._log.last.get("time", 0.0)
         self._progress = context.progress(steps, "steps", start=done)
         self._tokens, self._rate = tokens_per_step, _Rate(tokens_per_step, flops_per_token)
+        self._compiled = False
 
     def computed(self, step: int, metrics: dict, extra: dict) -> None:
         """Takes the metrics of a step."""
@@ -134,6 +143,23 @@ class _Journal:
         if step % self._every == 0 or step in (1, self._steps):
             self._write(step, {**metrics, **self._rate.metrics()})
 
+    @contextlib.contextmanager
+    def preparing(self):
+        """Within this, the next batch is made: for reinforcement learning, the rollouts."""
+        began = time.monotonic()
+        yield
+        self._rate.prepared(time.monotonic() - began)
+
+    @contextlib.contextmanager
+    def computing(self, step: int):
+        """Within this, a step is put in the device's queue. Only the first may compile: later ones tell of it."""
+        before = compilations()
+        yield
+        if compilations() > before and self._compiled:
+            self._context.log(f"{self._context.stage.name}: step {step:,} was compiled anew: its state or batch changed "
+                              "in shape, type or sharding, which costs the time of a compilation")
+        self._compiled = True
+
     def evaluated(self, step: int, metrics: dict) -> None:
         """Takes the metrics of an evaluation."""
         self._write(step, metrics)
@@ -149,29 +175,74 @@ class _Journal:
 
 
 class _Rate:
-    """Tokens per second since the last pause, and model FLOPs utilisation where the device's peak is known."""
+    """Tokens per second since the last pause, model FLOPs utilisation where the device's peak is known, and the share of
+    the time in which batches were made and sent. Where that is near 1, the device waits for them."""
 
     def __init__(self, tokens_per_step: int | None, flops_per_token: float | None):
         self._tokens, self._flops, self._peak = tokens_per_step, flops_per_token, peak_flops()
-        self._began, self._steps = None, 0
+        self.pause()
 
     def step(self) -> None:
         if self._began is None:
-            self._began = time.monotonic()  # the step that compiled, or the first after a pause, is not counted
+            self._began, self._preparing = time.monotonic(), 0.0  # what compiled, or came after a pause, is not counted
         else:
             self._steps += 1
 
+    def prepared(self, seconds: float) -> None:
+        self._preparing += seconds
+
     def pause(self) -> None:
-        self._began, self._steps = None, 0
+        self._began, self._steps, self._preparing = None, 0, 0.0
 
     def metrics(self) -> dict:
-        if not self._tokens or not self._steps:
+        if not self._steps:
             return {}
-        rate = self._tokens * self._steps / (time.monotonic() - self._began)
-        mfu = rate * self._flops / self._peak if self._flops and self._peak else None
-        return {"tokens_per_second": rate, "mfu": mfu}
+        elapsed = time.monotonic() - self._began
+        found = {"batch_time": min(self._preparing / elapsed, 1.0)}
+        if self._tokens:
+            found["tokens_per_second"] = self._tokens * self._steps / elapsed
+            if self._flops and self._peak:
+                found["mfu"] = found["tokens_per_second"] * self._flops / self._peak
+        return found
 
     def shown(self) -> dict:
         values = self.metrics()
-        shown = {"tok/s": f"{values['tokens_per_second']:,.0f}"} if values else {}
-        return {**shown, "MFU": f"{values['mfu']:.1%}"} if values.get("mfu") else shown
+        shown = {"tok/s": f"{values['tokens_per_second']:,.0f}"} if "tokens_per_second" in values else {}
+        return {**shown, "MFU": f"{values['mfu']:.1%}"} if "mfu" in values else shown
+
+
+class _Profile:
+    """Traces the steps that were asked for, from the third of this process on: the first two compile and fill caches."""
+
+    def __init__(self, context: Context, done: int):
+        self._context, self._first, self._last = context, done + 3, done + 2 + context.profile
+        self._open, self._done = False, done
+
+    def __enter__(self) -> _Profile:
+        return self
+
+    def before(self, step: int) -> None:
+        if step == self._first and self._context.profile:
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            self._open = True
+
+    def after(self, step: int, metrics: dict) -> None:
+        self._done = step
+        if self._open and step == self._last:
+            jax.block_until_ready(metrics)
+            self._close()
+
+    def _close(self) -> None:
+        jax.profiler.stop_trace()
+        self._open = False
+        trace = max(self._folder.rglob("perfetto_trace.json.gz"), key=lambda path: path.stat().st_mtime)
+        self._context.log(f"{self._context.stage.name}: a profile of steps {self._first:,} to {self._done:,} is in {trace} "
+                          f"(open it in ui.perfetto.dev), and for TensorBoard in {self._folder}")
+
+    @property
+    def _folder(self):
+        return self._context.directory / "profile"
+
+    def __exit__(self, *error) -> None:
+        if self._open:  # the stage ended first
+            self._close()

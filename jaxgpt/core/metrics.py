@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -20,12 +21,28 @@ from jaxgpt.core.files import cannot_write, write_text
 PEAK_FLOPS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
               "TPU v6": 918e12, "TPU7x": 2307e12, "A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 
+# Metrics that the clock decides: two runs of one experiment differ in them.
+TIMED = ("time", "tokens_per_second", "mfu", "batch_time")
+
 
 def peak_flops() -> float | None:
     """Peak FLOP/s of all devices together; None where the device is not in the table (a CPU)."""
     kind = jax.devices()[0].device_kind
     found = [peak for name, peak in PEAK_FLOPS.items() if name.lower() in kind.lower()]
     return found[0] * jax.device_count() if found else None
+
+
+def compilations() -> int:
+    """How many programs JAX has compiled in this process, or read from its cache, since this was first asked."""
+    return len(_compilations())
+
+
+@functools.cache
+def _compilations() -> list[str]:
+    seen: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: seen.append(event) if event.endswith("backend_compile_duration") else None)
+    return seen
 
 
 def peak_memory_bytes(on_device: bool = True) -> int:

@@ -16,7 +16,7 @@ from jaxgpt.core.checkpoint import load_params
 from jaxgpt.core.config import from_json, to_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context
-from jaxgpt.core.metrics import read_metrics
+from jaxgpt.core.metrics import TIMED, read_metrics
 from jaxgpt.core.optim import Optim, make_optimizer
 from jaxgpt.core.state import TrainState
 from jaxgpt.core.step import LossFn, abstract, create_state, make_train_step, state_shardings
@@ -103,13 +103,13 @@ def fit(context: Context, trainable: Trainable, create: Callable[[], TrainState]
     lines = read_metrics(context.directory / "metrics.jsonl")
     final: dict = {}
     for line in lines:
-        final.update({key: value for key, value in line.items() if key != "time"})
+        final.update({key: value for key, value in line.items() if key not in TIMED})
     return state, {
         "model": to_json(trainable.config), "checkpoint": f"checkpoints/{steps}",
         "tokenizer": str(Path("..") / tokenizer.relative_to(context.workdir)),
         "parameters": transformer.count_params(trainable.config), "steps": steps,
         "tokens": tokens_per_step and steps * tokens_per_step,
-        "final": {key: value for key, value in final.items() if key not in ("tokens_per_second", "mfu")}}
+        "final": final}
 
 
 def model_of(context: Context, stage: str) -> tuple[transformer.Config, Path, Path]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import gzip
+import json
 import os
 import signal
 
@@ -17,7 +19,7 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Experiment, Stage, Stopped
 from jaxgpt.core.files import read_json
 from jaxgpt.core.loop import Loop, train
-from jaxgpt.core.metrics import read_metrics
+from jaxgpt.core.metrics import TIMED, read_metrics
 from jaxgpt.core.sharding import Layout
 from jaxgpt.core.state import TrainState
 from jaxgpt.core.step import abstract as shapes
@@ -78,10 +80,10 @@ class Fit(Stage):
         return {}
 
 
-def fit(workdir, *, layout=Layout(data=8), stage=Fit(), devices=8, seed=0, **options):
+def fit(workdir, *, layout=Layout(data=8), stage=Fit(), devices=8, seed=0, profile=0, **options):
     """Trains in `workdir`; returns the last state, the step and its shardings."""
     chosen, seen = Experiment(name="loop", stages=(stage,), layout=layout, seed=seed), {}
-    context = Context(chosen, stage, workdir, mesh=sharding.make_mesh(layout, jax.devices()[:devices]))
+    context = Context(chosen, stage, workdir, mesh=sharding.make_mesh(layout, jax.devices()[:devices]), profile=profile)
     with experiment._signals(context):
         stage.run(context, seen=seen, **options)
     return seen
@@ -89,7 +91,7 @@ def fit(workdir, *, layout=Layout(data=8), stage=Fit(), devices=8, seed=0, **opt
 
 def lines(workdir, stage="fit"):
     """The metrics without what a clock says."""
-    return [{key: value for key, value in line.items() if key not in ("time", "tokens_per_second", "mfu")}
+    return [{key: value for key, value in line.items() if key not in TIMED}
             for line in read_metrics(workdir / stage / "metrics.jsonl")]
 
 
@@ -114,6 +116,33 @@ def whole(tmp_path_factory):
     """An uninterrupted run: (workdir, what it left)."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, fit(workdir)
+
+
+def test_one_compilation_in_twelve_steps_four_evaluations_and_three_checkpoints(tmp_path, capsys):
+    fit(tmp_path)
+    assert "compiled anew" not in capsys.readouterr().err  # the next test shows that it would be told
+
+
+def test_the_share_of_time_that_batches_took(whole):
+    workdir, _ = whole
+    shares = [line["batch_time"] for line in read_metrics(workdir / "fit" / "metrics.jsonl") if "batch_time" in line]
+    assert shares and all(0 < share <= 1 for share in shares)
+
+
+def test_a_step_that_is_compiled_anew_is_told(tmp_path, capsys):
+    fit(tmp_path, at=5, then=lambda batch: {name: value.astype(np.float16) for name, value in batch.items()})
+    err = capsys.readouterr().err
+    assert err.count("compiled anew") == 1 and "fit: step 5 was compiled anew" in err
+
+
+def test_a_profile_of_the_steps_asked_for(tmp_path, capsys):
+    fit(tmp_path, profile=2)
+    assert "fit: a profile of steps 3 to 4 is in" in capsys.readouterr().err
+    (trace,) = (tmp_path / "fit" / "profile").rglob("perfetto_trace.json.gz")
+    with gzip.open(trace) as file:
+        names = {event.get("name", "") for event in json.load(file)["traceEvents"]}
+    assert any("step" in name for name in names)
+    assert list((tmp_path / "fit" / "profile").rglob("*.xplane.pb"))
 
 
 def test_what_it_writes_and_when(whole):
