@@ -142,9 +142,9 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
     m, times = rows * length / axes["sequence"], config.layers * accumulate
     matmuls = []
     for name, k, n in layer_products(config, axes["tensor"]):
-        matmuls += [Matmul(name, m, k, n, times * (2 if name in again else 1), _width(config)),
-                    Matmul(name + " dx", m, n, k, times, _width(config)),
+        matmuls += [Matmul(name, m, k, n, times, _width(config)), Matmul(name + " dx", m, n, k, times, _width(config)),
                     Matmul(name + " dw", k, m, n, times, _width(config))]
+        matmuls += [Matmul(name + " again", m, k, n, times, _width(config))] if name in again else []
     matmuls += _head(config, m, axes["tensor"], accumulate) + _newton_schulz(config, optimizer, math.prod(axes.values()))
     attention = 4.0 * m * config.heads * config.H / axes["tensor"] * positions_seen(config, length, block) * accumulate
     attention *= 1 + ("attention" in again) + _BACKWARD_ATTENTION
@@ -164,8 +164,10 @@ def decode_cost(config: Config, *, batch: int, context: int, axes: dict[str, int
     matmuls = [Matmul(name, m, k, n, config.layers, _width(config)) for name, k, n in layer_products(config, tensor)]
     matmuls.append(Matmul("head", m, config.width, config.vocab_size / tensor, 1, _width(config)))
     seen = sum(min(config.windows[i % len(config.windows)] or context, context) for i in range(config.layers))
-    pairs = 4.0 * config.heads * config.H * seen
-    cache = 2 * _width(config) * m * config.K * config.H / min(tensor, config.K) * seen / axes["sequence"]
+    heads = m * config.K / min(tensor, config.K)  # each key-value head of each row is one product
+    group, here = config.heads / config.K, seen / axes["sequence"]
+    matmuls += [Matmul("scores", group, config.H, here, heads, _width(config)),
+                Matmul("weighted sum", group, here, config.H, heads, _width(config))]
     collectives = []
     if axes["fsdp"] > 1:
         collectives.append(_collective("all-gather", "fsdp", axes, _width(config) * _layer_weights(config, tensor),
@@ -174,8 +176,8 @@ def decode_cost(config: Config, *, batch: int, context: int, axes: dict[str, int
         collectives.append(_collective("all-reduce", "tensor", axes, _width(config) * m * config.width,
                                        2 * config.layers + 1, "activations"))
     weights = 2.0 * (config.layers * _layer_weights(config, 1) + config.width * config.vocab_size)
-    return Cost(math.prod(axes.values()), batch, batch * (weights + pairs), tuple(matmuls),
-                m * pairs / tensor / axes["sequence"], (("cache", cache),), tuple(collectives))
+    pairs = 4.0 * config.heads * config.H * seen
+    return Cost(math.prod(axes.values()), batch, batch * (weights + pairs), tuple(matmuls), 0.0, (), tuple(collectives))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,21 +1,24 @@
 """How long a step takes: products at the pace of their shape, memory, links, and what of each hides behind the rest.
 
-    t_product = max(F / (e · peak) + α · M / bandwidth, M / bandwidth)      F operations, M bytes of one product
+    t_product = max(F / (e · peak), M / bandwidth) + α · min(F / (e · peak), M / bandwidth)        F operations, M bytes
     t_compute = Σ t_product + F_attention / (a · peak) + α · M_elementwise / bandwidth
-    t_links   = max(f · t_layers, t_layers - t_compute) + g · t_tensor      exchanges of layers hide behind products
-    t_step    = (t_compute + t_links) · (1 + j · (√slices - 1)) + n · t_network
+    t_layers  = max(min(1, f · t / t_compute) · t, t - t_compute)          t: exchanges of parameters, layer by layer
+    t_step    = (t_compute + t_layers + g · t_activations) · (1 + j · (√slices - 1)) + max(n · t', t' - t_compute)
 
-Six constants for each kind of chip, each a share between 0 and 1: e and a, the paces of products and attention; α, the
-memory traffic that does not hide; f and g, what does not hide of exchanges of parameters and of activations; n, of the
-network between slices or hosts; and j, what waiting for the slowest of many slices adds. They are fitted to published
-step times (`published.py`); `python tests/benchmarks/fit_roofline.py` makes them and prints their errors.
+F counts products padded to the chip's tiles. Seven constants: e and a, the paces of products and of attention; α, the
+memory traffic that does not hide behind operations (above 1 where arrays move more often than counted); f, how soon the
+exchange of parameters shows: the more there is of it, the less of it hides; g, what shows of the exchange of
+activations; n, of that of gradients over the data axis (t'); j, what waiting for the slowest of many slices adds. e and α
+belong to a kind of chip, the others to all TPUs or all GPUs. They are fitted to published step times (`published.py`);
+`python tests/benchmarks/fit_roofline.py` makes them and prints their errors.
+
+Source: the form is that of Williams et al. 2009, "Roofline", with overlap that is not perfect.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Iterable
 
 import numpy as np
 
@@ -25,18 +28,24 @@ from jaxgpt.plan.hardware import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """The shares named above."""
+    """e, α, a, f, g, n and j of the equations above."""
 
     product: float
-    attention: float
     memory: float
+    attention: float
     layers: float
-    tensor: float
-    network: float
+    activations: float
+    gradients: float
     waiting: float
 
 
-CONSTANTS: dict[str, Constants] = {}
+# Made by: python tests/benchmarks/fit_roofline.py
+CONSTANTS: dict[str, Constants] = {
+}
+# from where a fit starts, how far a constant may lie from there before it costs (as a logarithm), and its largest value
+_START = Constants(0.9, 1.0, 0.35, 1.0, 0.5, 0.5, 0.02)
+_SPREAD = Constants(0.2, 0.7, 0.7, 0.7, 0.7, 1.0, 1.0)
+_LARGEST = Constants(1.0, 4.0, 1.0, 8.0, 3.0, 4.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +54,11 @@ class Estimate:
 
     Attributes:
       seconds: of the step.
-      compute: seconds of products and attention at their pace.
-      memory: seconds of the memory traffic at full bandwidth, hidden or not.
+      compute: seconds of products and attention at the chip's peak.
+      memory: seconds of all memory traffic at full bandwidth, hidden or not.
       links: seconds of all exchanges inside a slice or host at full bandwidth, hidden or not.
       network: seconds of exchanges between slices or hosts, likewise.
-      binding: which of them decides: "compute", "memory", "links" or "network".
+      binding: which of the four is longest.
       mfu: model FLOPs (causal, nothing recomputed) over what the chips could do at their peak.
       tokens_per_second: of all devices.
     """
@@ -75,27 +84,28 @@ def step_time(cost: Cost, chip: Chip, *, slice_devices: int | None = None, const
     """
     times = device_times(cost, chip, slice_devices)
     seconds = combine(times, constants or constants_of(chip))
-    parts = {"compute": float(times.products.sum() + times.attention), "links": times.layers + times.tensor,
-             "memory": float(times.product_memory.sum() + times.elementwise), "network": times.network}
+    parts = {"compute": float(times.products.sum() + times.attention), "links": times.links, "network": times.network,
+             "memory": float(times.product_memory.sum() + times.elementwise)}
     return Estimate(seconds, binding=max(parts, key=parts.__getitem__), tokens_per_second=cost.tokens / seconds,
                     mfu=cost.model_flops / (cost.devices * chip.bf16_flops * seconds), **parts)
 
 
 def constants_of(chip: Chip) -> Constants:
-    """The constants fitted for a chip; all GPUs share theirs."""
-    return CONSTANTS["gpu" if chip.platform == "gpu" else chip.name]
+    """The constants fitted for a chip; an H200 is an H100 with other memory."""
+    return CONSTANTS["h100" if chip.name == "h200" else chip.name]
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds that each part of a step would take at the maker's figures, one number for each product.
+    """Seconds that each part of a step would take at the maker's figures.
 
     Attributes:
-      products, product_memory: [products], operations at the peak and traffic at full bandwidth.
+      products, product_memory: [products], padded operations at the peak, and traffic at full bandwidth.
       attention, elementwise: operations at the peak, traffic at full bandwidth.
-      layers: exchanges of parameters and gradients inside a slice or host.
-      tensor: exchanges of activations there.
-      network: all exchanges beyond.
+      layers: exchanges over the fsdp axis.
+      activations: over the tensor and sequence axes.
+      gradients: over the data axis.
+      links, network: the same three again, by where they run: inside a slice or host, or between.
       slices: or hosts, that wait for one another.
     """
 
@@ -104,68 +114,83 @@ class Times:
     attention: float
     elementwise: float
     layers: float
-    tensor: float
+    activations: float
+    gradients: float
+    links: float
     network: float
     slices: int
+
+
+_KIND = {"fsdp": "layers", "tensor": "activations", "sequence": "activations", "data": "gradients"}
 
 
 def device_times(cost: Cost, chip: Chip, slice_devices: int | None = None) -> Times:
     """Counts over the maker's figures: what `combine` weighs by the constants."""
     joined = min(cost.devices, slice_devices or (cost.devices if chip.platform == "tpu" else chip.chips_per_host))
-    slow = 2.0 if cost.matmuls and cost.matmuls[0].bytes_per_value == 4 else 1.0
-    products = np.array([slow * _padded(m.m, 8) * _padded(m.k, chip.tile) * _padded(m.n, chip.tile) * 2 * m.count
-                         for m in cost.matmuls]) / chip.bf16_flops
-    spent = {"layers": 0.0, "tensor": 0.0, "network": 0.0}
+    tile, peak = chip.tile, chip.bf16_flops
+    padded = [2.0 * m.count * _padded(m.m, 8) * _padded(m.k, tile) * _padded(m.n, tile) for m in cost.matmuls]
+    spent = dict.fromkeys(("layers", "activations", "gradients", "links", "network"), 0.0)
     for collective in cost.collectives:
-        inside, beyond = _exchange(collective, chip, joined)
-        spent["layers" if collective.axis in ("data", "fsdp") else "tensor"] += inside
-        spent["network"] += beyond
-    return Times(products, np.array([m.traffic for m in cost.matmuls]) / chip.hbm_bandwidth,
-                 slow * cost.attention_flops / chip.bf16_flops, sum(size for _, size in cost.traffic) / chip.hbm_bandwidth,
+        links, network = _exchange(collective, chip, joined)
+        spent[_KIND[collective.axis]] += links + network
+        spent["links"] += links
+        spent["network"] += network
+    return Times(np.array(padded) / peak, np.array([m.traffic for m in cost.matmuls]) / chip.hbm_bandwidth,
+                 cost.attention_flops / peak, sum(size for _, size in cost.traffic) / chip.hbm_bandwidth,
                  slices=math.ceil(cost.devices / joined), **spent)
 
 
 def combine(times: Times, constants: Constants) -> float:
     """Seconds of the step."""
     c = constants
-    paced = times.products / c.product + c.memory * times.product_memory
-    compute = float(np.maximum(paced, times.product_memory).sum())
+    paced = times.products / c.product
+    compute = float((np.maximum(paced, times.product_memory) + c.memory * np.minimum(paced, times.product_memory)).sum())
     compute += times.attention / c.attention + c.memory * times.elementwise
-    links = max(c.layers * times.layers, times.layers - compute) + c.tensor * times.tensor
-    network = max(c.network * times.network, times.network - compute)
-    return (compute + links) * (1 + c.waiting * (math.sqrt(times.slices) - 1)) + network
+    layers = max(min(1.0, c.layers * times.layers / compute) * times.layers, times.layers - compute)
+    gradients = max(c.gradients * times.gradients, times.gradients - compute)
+    waiting = 1 + c.waiting * (math.sqrt(times.slices) - 1)
+    return (compute + layers + c.activations * times.activations) * waiting + gradients
 
 
-def fit(steps: Iterable[tuple[Times, float]], start: Constants) -> Constants:
-    """The constants that make the mean of |log(planned / published)| smallest, each between 0 and 1.
+def fit(steps: dict[str, list[tuple[Times, float]]], own: tuple[str, ...] = ("product", "memory")) -> dict[str, Constants]:
+    """Constants that bring planned steps near to published ones.
+
+        minimise Σ ρ(log(planned / published)) + a little Σ (log(constant / start) / spread)²
+
+    ρ is quadratic near 0 and linear beyond 0.02, so that one odd step does not pull all others. The second sum settles
+    what no step decides.
 
     Args:
-      steps: (times, published seconds).
-      start: where the search begins.
+      steps: for each chip, (times, published seconds).
+      own: names of the constants that each chip has for itself; the others are shared.
+
+    Returns:
+      For each chip its constants.
     """
-    from scipy.optimize import minimize  # takes a third of a second to import, and only a fit needs it
+    from scipy.optimize import least_squares  # only a fit needs it
 
-    steps = list(steps)
+    places = [(field.name, chip) for field in dataclasses.fields(Constants)
+              for chip in (steps if field.name in own else [None])]
+    start, spread, largest = (np.array([getattr(values, name) for name, _ in places])
+                              for values in (_START, _SPREAD, _LARGEST))
 
-    def error(x):
-        constants = Constants(*_share(x))
-        return np.mean([abs(math.log(combine(times, constants) / seconds)) for times, seconds in steps])
+    def constants(x):
+        values = {chip: {name: math.exp(value) for (name, owner), value in zip(places, x) if owner in (None, chip)}
+                  for chip in steps}
+        return {chip: Constants(**value) for chip, value in values.items()}
 
-    x = _unbounded(np.array(dataclasses.astuple(start)))
-    for _ in range(4):  # a simplex that has collapsed is spread out again
-        x = minimize(error, x, method="Nelder-Mead", options={"maxiter": 1500, "xatol": 1e-3, "fatol": 1e-6}).x
-    return Constants(*(round(float(value), 4) for value in _share(x)))
+    def residuals(x):
+        found = constants(x)
+        errors = [math.log(combine(times, found[chip]) / seconds) for chip in steps for times, seconds in steps[chip]]
+        return np.concatenate([errors, 0.01 * (x - np.log(start)) / spread])
+
+    found = least_squares(residuals, np.log(start), bounds=(np.full(len(start), -8.0), np.log(largest) + 1e-9),
+                          loss="soft_l1", f_scale=0.02, max_nfev=200)
+    return {chip: Constants(*(round(value, 3) for value in dataclasses.astuple(of_chip)))
+            for chip, of_chip in constants(found.x).items()}
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
-
-def _share(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def _unbounded(share):
-    return np.log(share / (1 - share))
-
 
 def _padded(size, tile):
     return math.ceil(size / tile) * tile
@@ -178,9 +203,9 @@ def _exchange(collective: Collective, chip: Chip, joined: int) -> tuple[float, f
     """
     inside = max(1, min(collective.size, joined // collective.stride))
     beyond = collective.size / inside
-    share = collective.count * collective.bytes / inside * (beyond - 1) / beyond
+    part = collective.count * collective.bytes / inside * (beyond - 1) / beyond
     return (collective.wire_bytes(inside) / _ring_bandwidth(chip, inside, joined),
-            share * (2 if collective.kind == "all-reduce" else 1) / chip.network_bandwidth)
+            part * (2 if collective.kind == "all-reduce" else 1) / chip.network_bandwidth)
 
 
 def _ring_bandwidth(chip: Chip, size: int, joined: int) -> float:
@@ -188,5 +213,5 @@ def _ring_bandwidth(chip: Chip, size: int, joined: int) -> float:
     if chip.platform == "gpu" or size == 1:
         return chip.link_bandwidth
     axes = min(chip.link_axes, max(1, round(chip.link_axes * math.log(size) / math.log(joined))))
-    closed = joined >= (64 if chip.link_axes == 3 else 256)  # smaller slices are meshes: their axes do not close to rings
+    closed = joined >= (64 if chip.link_axes == 3 else 256)  # in smaller slices the axes do not close to rings
     return chip.link_bandwidth * axes * (2 if closed else 1)
