@@ -209,11 +209,10 @@ def train_memory(config: Config, *, batch: int, length: int, axes: dict[str, int
     params = 4.0 * _weights(config) / (axes["fsdp"] * tensor)
     moments = {"adamw": 2, "muon": 1, "sgd": 1}[optimizer] * moment_bytes / 4 * params
     m = batch * length / (axes["data"] * axes["fsdp"] * accumulate * axes["sequence"])
-    outputs = {name: n for name, _, n in layer_products(config, tensor)}
+    outputs = {name: n for name, _, n in layer_products(config, tensor) if name != "down"}  # the next layer's input
     outputs["attention"] = config.heads * config.H / tensor
-    whole = width * m * (sum(outputs.values()) + 4 * config.width)  # with both norms and both residual sums
-    saved = width * m * (config.width + sum(n for name, n in outputs.items() if name not in again))
-    saved = width * m * config.width if again >= RECOMPUTED["full"] else whole if not again else saved
+    whole = width * m * (sum(outputs.values()) + 4 * config.width + config.F / tensor)  # with norms, sums, activation
+    saved = width * m * (config.width + sum(n for name, n in outputs.items() if name not in again)) if again else whole
     chunk = min(m, config.loss_chunk / axes["sequence"] if config.loss_chunk else m)
     logits = 2 * 4.0 * chunk * config.vocab_size / tensor
     gathered = 2 * width * _layer_weights(config, tensor) if axes["fsdp"] > 1 else 0.0

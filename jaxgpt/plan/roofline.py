@@ -39,9 +39,17 @@ class Constants:
     waiting: float
 
 
-# Made by: python tests/benchmarks/fit_roofline.py
+# Made by: python tests/benchmarks/fit_roofline.py. TPUs are fitted on one half of their published steps; on the 31 left
+# out the mean error of the step time is 2.9%, that of the best constant MFU of each chip 6.4%. GPUs are fitted on all of
+# their 11 steps, of four programs that differ more than the chips: with half of them left out, the error is 19%.
 CONSTANTS: dict[str, Constants] = {
+    "v5e": Constants(1.0, 0.984, 0.269, 6.196, 0.402, 0.292, 0.025),
+    "v5p": Constants(1.0, 2.306, 0.269, 6.196, 0.402, 0.292, 0.025),
+    "v6e": Constants(0.729, 0.587, 0.269, 6.196, 0.402, 0.292, 0.025),
+    "a100": Constants(0.801, 0.321, 0.223, 2.213, 0.5, 0.827, 0.002),
+    "h100": Constants(0.574, 0.321, 0.223, 2.213, 0.5, 0.827, 0.002),
 }
+
 # from where a fit starts, how far a constant may lie from there before it costs (as a logarithm), and its largest value
 _START = Constants(0.9, 1.0, 0.35, 1.0, 0.5, 0.5, 0.02)
 _SPREAD = Constants(0.2, 0.7, 0.7, 0.7, 0.7, 1.0, 1.0)
