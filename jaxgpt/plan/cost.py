@@ -121,6 +121,8 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
                optimizer: str = "adamw", remat: str | Iterable[str] | None = None, block: int = 512) -> Cost:
     """Counts one train step.
 
+    Work is counted as even over all devices; where each holds a stretch of a causal sequence, the last has more of it.
+
     Args:
       config: the model; `config.dtype` is that of products, parameters are float32.
       batch: rows of the step over all devices and micro-batches.
@@ -137,7 +139,8 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
     axes = _all_axes(axes)
     rows = batch / (axes["data"] * axes["fsdp"] * accumulate)
     if rows != int(rows):
-        raise ValueError(f"batch={batch}: must divide by data {axes['data']} x fsdp {axes['fsdp']} x accumulate {accumulate}")
+        raise ValueError(f"batch={batch}: must divide by data {axes['data']} x fsdp {axes['fsdp']} x accumulate "
+                         f"{accumulate}")
     again = RECOMPUTED[remat or config.remat] if isinstance(remat, str | None) else frozenset(remat)
     m, times = rows * length / axes["sequence"], config.layers * accumulate
     matmuls = []
@@ -145,7 +148,8 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
         matmuls += [Matmul(name, m, k, n, times, _width(config)), Matmul(name + " dx", m, n, k, times, _width(config)),
                     Matmul(name + " dw", k, m, n, times, _width(config))]
         matmuls += [Matmul(name + " again", m, k, n, times, _width(config))] if name in again else []
-    matmuls += _head(config, m, axes["tensor"], accumulate) + _newton_schulz(config, optimizer, math.prod(axes.values()))
+    matmuls += _head(config, m, axes["tensor"], accumulate)
+    matmuls += _newton_schulz(config, optimizer, math.prod(axes.values()))
     attention = 4.0 * m * config.heads * config.H / axes["tensor"] * positions_seen(config, length, block) * accumulate
     attention *= 1 + ("attention" in again) + _BACKWARD_ATTENTION
     return Cost(math.prod(axes.values()), batch * length, model_flops(config, length) * batch * length, tuple(matmuls),
@@ -279,12 +283,13 @@ def _newton_schulz(config, optimizer, devices):
     for name, k, n in layer_products(config):
         short, long = sorted((k, n))
         times = 5 * config.layers / devices
-        matmuls += [Matmul(f"{name} muon", short, long, short, 2 * times), Matmul(f"{name} muon", short, short, short, times)]
+        matmuls += [Matmul(f"{name} muon", short, long, short, 2 * times),
+                    Matmul(f"{name} muon", short, short, short, times)]
     return matmuls
 
 
 def _train_traffic(config, m, axes, accumulate, optimizer, again):
-    """What elementwise operations read and write: norms, residual sums, rotary positions, activations, the optimizer."""
+    """What elementwise operations read and write: norms, residual sums, rotary positions, activations, optimizer."""
     tensor, width, times = axes["tensor"], _width(config), config.layers * accumulate
     inner = (config.heads + 2 * config.K) * config.H / tensor
     wide = (3 if config.activation == "swiglu" else 2) * config.F / tensor

@@ -101,7 +101,7 @@ class Target:
 
     @property
     def chips_per_host_bounds(self) -> tuple[int, int, int]:
-        """The block of chips that one host drives, as `get_topology_desc(topology, chips_per_host_bounds=...)` wants it.
+        """The block of chips that one host drives: `get_topology_desc(topology, chips_per_host_bounds=...)` wants it.
 
         libtpu takes 2x2x1 where nothing is said, which a slice of one chip does not divide by.
         """

@@ -1,8 +1,9 @@
 """Step times that others have published, with what is needed to plan the same step.
 
-Left out: runs in int8 or fp8, mixtures of experts, and runs whose layout or rematerialisation is not published with them.
-Where one source gives two times for one recipe, the newer counts. TFLOP/s in MaxText's older tables count every pair of
-positions, not the causal half, and are turned into seconds with that count.
+Left out: runs in int8 or fp8, mixtures of experts, and runs whose layout or rematerialisation is not published with
+them. Where one source gives two times for one recipe, the newer counts. TFLOP/s in MaxText's older tables count every
+pair of positions, not the causal half, and are turned into seconds with that count. Memory offloaded to the host is not
+modelled: what is offloaded counts as kept.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _llama(layers, width, heads, kv_heads, mlp_width, vocab_size, **options) -> 
 
 
 def _maxtext(billions: int) -> Config:
-    """MaxText's model of `global_parameter_scale=billions`: heads and mlp, width, layers double in turn, in that order."""
+    """MaxText's model of `global_parameter_scale=billions`: heads and mlp, then width, then layers double, in turn."""
     thirds, rest = divmod(int(math.log2(billions)), 3)
     return _llama(16 * 2 ** thirds, 2048 * 2 ** (thirds + (rest > 1)), 16 * 2 ** (thirds + (rest > 0)), None,
                   7168 * 2 ** (thirds + (rest > 0)), 32000, head_dim=128)
@@ -98,8 +99,8 @@ _LLAMA3 = {size: dataclasses.replace(presets.llama3(size), loss_chunk=None) for 
 _MISTRAL_7B = _llama(32, 4096, 32, 8, 14336, 32000)
 _FUJI_7B = _llama(32, 4096, 32, None, 11008, 32768, tied=True)
 _FUJI_70B = _llama(80, 8192, 64, 8, 28672, 32768)
-_GPT3_175B = Config(vocab_size=50304, context=2048, layers=96, width=12288, heads=96, position="learned", norm="layernorm",
-                    activation="gelu_tanh", bias=True, tied=True, dtype="bfloat16", loss_chunk=None)
+_GPT3_175B = Config(vocab_size=50304, context=2048, layers=96, width=12288, heads=96, position="learned",
+                    norm="layernorm", activation="gelu_tanh", bias=True, tied=True, dtype="bfloat16", loss_chunk=None)
 
 
 def _gpt2(size):
@@ -151,8 +152,8 @@ def _v6e_maxtext():
     for chips, rows, seconds in ((32, 2, 17.790), (64, 2, 18.688), (128, 4, 34.786), (256, 5, 42.656)):
         yield Point(f"Llama-3.1-70B, v6e-{chips}", source + "Llama3.1-70B-MaxText", "v6e", chips, 1, _LLAMA3["70B"],
                     8192, rows, (("fsdp", chips),), _QKV, seconds)
-    yield Point("Llama-3.1-405B, 2 x v6e-256", source + "Llama3.1-405B-MaxText", "v6e", 256, 2, _LLAMA3["405B"], 8192, 1,
-                (("fsdp", 512),), _FULL, 54.803)
+    yield Point("Llama-3.1-405B, 2 x v6e-256", source + "Llama3.1-405B-MaxText", "v6e", 256, 2, _LLAMA3["405B"], 8192,
+                1, (("fsdp", 512),), _FULL, 54.803)
     yield Point("Llama-2-70B, v6e-256", source + "Llama2-70B-MaxText", "v6e", 256, 1, _LLAMA2_70B, 4096, 2,
                 (("fsdp", 256),), _QKV, 9.052)
     yield Point("GPT-3 175B, v6e-256", source + "GPT3-175B-MaxText/bf16", "v6e", 256, 1, _GPT3_175B, 2048, 3,
@@ -170,11 +171,11 @@ def _others():
                 _LLAMA3["405B"], 8192, 2, (("fsdp", 512),), ("q", "k", "v", "o", "up", "gate"), 131.474)
     yield Point("Fuji-7B, v5p-512", paper, "v5p", 256, 1, _FUJI_7B, 4096, 4, (("data", 4), ("fsdp", 64)), _NONE, 2.5)
     yield Point("Fuji-70B, v5p-1024", paper, "v5p", 512, 1, _FUJI_70B, 4096, 2, (("fsdp", 512),), _QKV, 11.6)
-    yield Point("Fuji-7B, 4 x v5e-256", fuji, "v5e", 256, 4, _FUJI_7B, 4096, 1, (("data", 4), ("fsdp", 256)), _DOTS, 2.21)
-    yield Point("Fuji-70B, 4 x v5e-256", fuji, "v5e", 256, 4, _FUJI_70B, 4096, 1, (("data", 4), ("fsdp", 256)), _DOTS,
-                14.3736)
+    pods = (("data", 4), ("fsdp", 256))
+    yield Point("Fuji-7B, 4 x v5e-256", fuji, "v5e", 256, 4, _FUJI_7B, 4096, 1, pods, _DOTS, 2.21)
+    yield Point("Fuji-70B, 4 x v5e-256", fuji, "v5e", 256, 4, _FUJI_70B, 4096, 1, pods, _DOTS, 14.3736)
     yield Point("Fuji-70B, v6e-256", fuji, "v6e", 256, 1, _FUJI_70B, 4096, 4, (("fsdp", 256),), _PROJECTIONS, 19.5, 4)
-    yield Point("Fuji-70B, 4 x v6e-256", fuji, "v6e", 256, 4, _FUJI_70B, 4096, 1, (("data", 4), ("fsdp", 256)), _QKV, 4.9)
+    yield Point("Fuji-70B, 4 x v6e-256", fuji, "v6e", 256, 4, _FUJI_70B, 4096, 1, pods, _QKV, 4.9)
 
 
 def _gpu():
@@ -184,23 +185,25 @@ def _gpu():
         # a3-highgpu: 800 Gbit/s for the eight GPUs of a host
         yield Point(f"Llama-2-7B, h100-{8 * hosts}", maxtext, "h100", 8, hosts, _LLAMA2_7B, 4096, 4,
                     (("data", hosts), ("fsdp", 8)), _NONE, _from_tflops(_LLAMA2_7B, 4096, 4, tflops), network=12.5e9)
-    yield Point("Fuji-7B, h100-256", paper, "h100", 8, 32, _FUJI_7B, 4096, 4, (("data", 32), ("fsdp", 8)), _PROJECTIONS, 1.4)
-    yield Point("Fuji-70B, h100-512", paper, "h100", 8, 64, _FUJI_70B, 4096, 2, (("data", 4), ("fsdp", 128)), _PROJECTIONS,
-                9.2)
+    yield Point("Fuji-7B, h100-256", paper, "h100", 8, 32, _FUJI_7B, 4096, 4, (("data", 32), ("fsdp", 8)),
+                _PROJECTIONS, 1.4)
+    yield Point("Fuji-70B, h100-512", paper, "h100", 8, 64, _FUJI_70B, 4096, 2, (("data", 4), ("fsdp", 128)),
+                _PROJECTIONS, 9.2)
     yield Point("GPT-2 124M, h100-8", "llm.c, scripts/run_gpt2_124M.sh; modded-nanogpt, its first record", "h100", 8, 1,
                 _gpt2("124M"), 1024, 64, (("data", 8),), _NONE, 0.140)
     yield Point("GPT-2 124M, a100-8", "llm.c, discussion 481", "a100", 8, 1, _gpt2("124M"), 1024, 64, (("data", 8),),
                 _NONE, 0.300)
     yield Point("Llama-3-8B, a100-64", titan, "a100", 8, 8, _LLAMA3["8B"], 8192, 1, (("fsdp", 64),), ("o", "up"),
                 8192 / 2973)
-    yield Point("Llama-3-70B, a100-64", titan, "a100", 8, 8, _LLAMA3["70B"], 8192, 1, (("fsdp", 64),), _FULL, 8192 / 331)
+    yield Point("Llama-3-70B, a100-64", titan, "a100", 8, 8, _LLAMA3["70B"], 8192, 1, (("fsdp", 64),), _FULL,
+                8192 / 331)
 
 
 POINTS: tuple[Point, ...] = (*_v5e_maxtext(), *_v5p_maxtext(), *_v6e_maxtext(), *_others(), *_gpu())
 
 
 def families() -> dict[str, tuple[Point, ...]]:
-    """The points of each kind of chip, GPUs together, in the order of the split: by model FLOPs a token, chips, length."""
+    """The points of each kind of chip, GPUs together, in the order of the split: model FLOPs a token, devices, name."""
     kinds: dict[str, list[Point]] = {}
     for point in POINTS:
         kinds.setdefault("gpu" if point.chip.platform == "gpu" else point.chip_name, []).append(point)

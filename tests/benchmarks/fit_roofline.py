@@ -47,7 +47,7 @@ def planned_mfu(point: published.Point, constants: dict[str, roofline.Constants]
 
 
 def shipped() -> dict[str, roofline.Constants]:
-    """What `roofline.CONSTANTS` holds: TPUs as fitted on the half; GPUs, of which there are too few steps, on them all."""
+    """What `roofline.CONSTANTS` holds: TPUs as fitted on the half; GPUs, too few for that, on all steps."""
     tpu = fit([point for family, points in halves()[0].items() if family in TPUS for point in points])
     return {**tpu, **fit(published.families()["gpu"])}
 
@@ -96,8 +96,8 @@ def without_each_model() -> list[Row]:
             kept = {name: tuple(p for p in of if name != family or p.model != model) for name, of in families.items()}
             out = {name: tuple(p for p in of if name == family and p.model == model) for name, of in families.items()}
             relevant = GPUS if family in GPUS else TPUS
-            table += [row for row in rows({name: kept[name] for name in relevant}, {name: out[name] for name in relevant})
-                      if row.left_out]
+            found = rows({name: kept[name] for name in relevant}, {name: out[name] for name in relevant})
+            table += [row for row in found if row.left_out]
     return table
 
 
@@ -125,8 +125,8 @@ def main() -> None:
     table = rows(*halves(arguments.reversed))
     print("| step | published MFU | planned MFU | error of step time | constant's | |\n|---|---|---|---|---|---|")
     for row in table:
-        print(f"| {row.point.name} | {row.point.mfu:.1%} | {row.planned:.1%} | {row.error:+.1%} | {row.constant_error:+.1%} "
-              f"| {'left out' if row.left_out else 'fitted'} |")
+        print(f"| {row.point.name} | {row.point.mfu:.1%} | {row.planned:.1%} | {row.error:+.1%} "
+              f"| {row.constant_error:+.1%} | {'left out' if row.left_out else 'fitted'} |")
     print()
     print_summary(table)
     print()

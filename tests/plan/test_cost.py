@@ -9,8 +9,8 @@ from jaxgpt.plan.cost import decode_cost, model_flops, positions_seen, train_cos
 
 GPT2 = presets.gpt2("124M")
 # small enough to count by hand: D 8, N 4, K 2, H 2, F 16, V 32, L 3
-TINY = transformer.Config(vocab_size=32, context=16, layers=3, width=8, heads=4, kv_heads=2, mlp_width=16, dtype="bfloat16",
-                          loss_chunk=None)
+TINY = transformer.Config(vocab_size=32, context=16, layers=3, width=8, heads=4, kv_heads=2, mlp_width=16,
+                          dtype="bfloat16", loss_chunk=None)
 
 
 def flops(cost, *names):
@@ -46,7 +46,7 @@ def test_products_of_the_forward_pass_by_hand():
     forward = 2 * tokens * 3 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16)  # q, k and v, o, and the mlp's three
     assert flops(cost, "q", "k", "v", "o", "up", "gate", "down") == forward == 110_592
     assert flops(cost, "head") == 2 * tokens * 8 * 32
-    assert sum(matmul.flops for matmul in cost.matmuls) == 3 * (forward + 2 * tokens * 8 * 32)  # dx and dw cost the same
+    assert sum(m.flops for m in cost.matmuls) == 3 * (forward + 2 * tokens * 8 * 32)  # dx and dw cost the same
 
 
 @pytest.mark.parametrize("policy, again", [("none", 0), ("dots", 0), ("names", 8 * 8 + 2 * 8 * 4 + 2 * 8 * 16),
@@ -68,7 +68,8 @@ def test_attention_counts_windows_and_half_blocks():
     exact = sum(min(t + 0.5, 4) for t in range(16)) / 16
     assert abs(exact - 3.5) < 0.05
     cost = train_cost(TINY, batch=1, length=16, axes={}, block=0)
-    assert cost.attention_flops == 3.5 * 4 * 16 * (4 * 2) * 3 * 8  # forward and 2.5 of it backward; N H = 8, three layers
+    # forward and 2.5 of it backward; N H = 8, three layers
+    assert cost.attention_flops == 3.5 * 4 * 16 * (4 * 2) * 3 * 8
 
 
 def test_fsdp_gathers_each_layer_twice_and_scatters_its_gradients_once():

@@ -18,7 +18,7 @@ from jaxgpt.plan.hardware import CHIPS, SLICES, parse_target
 def test_names(text, topology, devices, hosts):
     target = parse_target(text)
     assert (target.topology, target.devices, target.hosts) == (topology, devices, hosts)
-    assert target.chip is CHIPS[{"v5litepod": "v5e"}.get(text.split("-")[0], text.lower().replace(":", "-").split("-")[0])]
+    assert target.chip is CHIPS[(topology or text).split(":")[0].split("-")[0]]
     assert math.prod(target.shape) == devices
 
 

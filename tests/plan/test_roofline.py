@@ -77,7 +77,8 @@ def test_exchange_of_parameters_hides_until_there_is_too_much_of_it():
     def step(share):
         size = share * seconds * 200e9 * 256 / 255
         gather = Collective("all-gather", "fsdp", 256, 1, size, 1, "")
-        return step_time(cost_of(product, collectives=(gather,), devices=256), CHIPS["v5e"], constants=hides).seconds / seconds
+        cost = cost_of(product, collectives=(gather,), devices=256)
+        return step_time(cost, CHIPS["v5e"], constants=hides).seconds / seconds
 
     assert step(0.2) == pytest.approx(1 + 0.5 * 0.2 * 0.2)
     assert step(1.0) == pytest.approx(1.5)
@@ -88,8 +89,8 @@ def test_exchange_of_parameters_hides_until_there_is_too_much_of_it():
 
 @pytest.mark.parametrize("name", ["v5e", "v5p", "v6e", "h200"])
 def test_a_token_costs_less_the_more_rows_a_device_has(name):
-    rates = [step_time(train_cost(LLAMA, batch=64 * rows, length=4096, axes={"fsdp": 64}), CHIPS[name]).tokens_per_second
-             for rows in (1, 2, 4, 8)]
+    costs = [train_cost(LLAMA, batch=64 * rows, length=4096, axes={"fsdp": 64}) for rows in (1, 2, 4, 8)]
+    rates = [step_time(cost, CHIPS[name]).tokens_per_second for cost in costs]
     assert rates == sorted(rates) and rates[-1] > 1.02 * rates[0]
 
 
@@ -170,9 +171,8 @@ def test_fitting_again_gives_the_committed_constants(program):
     found = program.shipped()
     assert found.keys() == CONSTANTS.keys()
     for chip, constants in found.items():
-        for field in dataclasses.fields(constants):
-            name = field.name
-            assert getattr(constants, name) == pytest.approx(getattr(CONSTANTS[chip], name), rel=0.02, abs=2e-3), (chip, name)
+        committed = dataclasses.asdict(CONSTANTS[chip])
+        assert dataclasses.asdict(constants) == pytest.approx(committed, rel=0.02, abs=2e-3), chip
 
 
 def test_error_on_the_steps_left_out_is_at_most_half_that_of_a_constant(program):
@@ -184,3 +184,17 @@ def test_error_on_the_steps_left_out_is_at_most_half_that_of_a_constant(program)
     assert error <= constant / 2
     ratios = {chip: error / constant for chip, (_, error, constant) in table.items()}
     assert ratios["v5e"] < 0.5 < ratios["v6e"] < ratios["v5p"] < 1 < ratios["gpu"]
+
+
+def test_error_with_the_halves_exchanged(program):
+    """The same bar is not met the other way round: 4.2% and 6.9%."""
+    _, error, constant = program.summary(program.rows(*program.halves(turned=True)))["TPU"]
+    assert error == pytest.approx(0.042, abs=0.001) and constant == pytest.approx(0.069, abs=0.001)
+
+
+@pytest.mark.slow
+def test_error_with_each_model_left_out_in_turn(program):
+    """Models that no constant has seen: 4.6% and 7.4%."""
+    steps, error, constant = program.summary(program.without_each_model())["TPU"]
+    assert steps == 62
+    assert error == pytest.approx(0.046, abs=0.001) and constant == pytest.approx(0.074, abs=0.001)
