@@ -134,14 +134,14 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
       block: of the attention kernel.
 
     Raises:
-      ValueError: the batch does not divide.
+      ValueError: the batch does not divide, or no such axis or policy.
     """
     axes = _all_axes(axes)
     rows = batch / (axes["data"] * axes["fsdp"] * accumulate)
     if rows != int(rows):
         raise ValueError(f"batch={batch}: must divide by data {axes['data']} x fsdp {axes['fsdp']} x accumulate "
                          f"{accumulate}")
-    again = RECOMPUTED[remat or config.remat] if isinstance(remat, str | None) else frozenset(remat)
+    again = _recomputed(remat or config.remat) if isinstance(remat, str | None) else frozenset(remat)
     m, times = rows * length / axes["sequence"], config.layers * accumulate
     matmuls = []
     for name, k, n in layer_products(config, axes["tensor"]):
@@ -168,10 +168,10 @@ def decode_cost(config: Config, *, batch: int, context: int, axes: dict[str, int
     matmuls = [Matmul(name, m, k, n, config.layers, _width(config)) for name, k, n in layer_products(config, tensor)]
     matmuls.append(Matmul("head", m, config.width, config.vocab_size / tensor, 1, _width(config)))
     seen = sum(min(config.windows[i % len(config.windows)] or context, context) for i in range(config.layers))
-    heads = m * config.K / min(tensor, config.K)  # each key-value head of each row is one product
-    group, here = config.heads / config.K, seen / axes["sequence"]
-    matmuls += [Matmul("scores", group, config.H, here, heads, _width(config)),
-                Matmul("weighted sum", group, here, config.H, heads, _width(config))]
+    heads = config.K / min(tensor, config.K)  # on one device; each of each row is one product with its queries
+    group, here = config.heads / tensor / heads, seen / axes["sequence"]
+    matmuls += [Matmul("scores", group, config.H, here, m * heads, _width(config)),
+                Matmul("weighted sum", group, here, config.H, m * heads, _width(config))]
     collectives = []
     if axes["fsdp"] > 1:
         collectives.append(_collective("all-gather", "fsdp", axes, _width(config) * _layer_weights(config, tensor),
@@ -209,7 +209,7 @@ def train_memory(config: Config, *, batch: int, length: int, axes: dict[str, int
     Args: as for `train_cost`; moment_bytes: of a value of the optimizer's moments.
     """
     axes = _all_axes(axes)
-    again, width, tensor = RECOMPUTED[remat or config.remat], _width(config), axes["tensor"]
+    again, width, tensor = _recomputed(remat or config.remat), _width(config), axes["tensor"]
     params = 4.0 * _weights(config) / (axes["fsdp"] * tensor)
     moments = {"adamw": 2, "muon": 1, "sgd": 1}[optimizer] * moment_bytes / 4 * params
     m = batch * length / (axes["data"] * axes["fsdp"] * accumulate * axes["sequence"])
@@ -251,6 +251,12 @@ def _all_axes(axes):
     if unknown:
         raise ValueError(f"axes={axes}: no such axis as {', '.join(sorted(unknown))}; there are {', '.join(AXES)}")
     return {axis: axes.get(axis, 1) for axis in AXES}
+
+
+def _recomputed(policy):
+    if policy not in RECOMPUTED:
+        raise ValueError(f"remat={policy}: no such policy; valid: {', '.join(RECOMPUTED)}")
+    return RECOMPUTED[policy]
 
 
 def _width(config):

@@ -139,7 +139,10 @@ def device_times(cost: Cost, chip: Chip, slice_devices: int | None = None) -> Ti
     """Counts over the maker's figures: what `combine` weighs by the constants."""
     joined = min(cost.devices, slice_devices or (cost.devices if chip.platform == "tpu" else chip.chips_per_host))
     tile, peak = chip.tile, chip.bf16_flops
-    padded = [2.0 * m.count * _padded(m.m, 8) * _padded(m.k, tile) * _padded(m.n, tile) for m in cost.matmuls]
+    # float32 products take TF32's half of the peak on GPU; on TPU their factors are rounded to bfloat16 by default
+    slower = {4: 2.0 if chip.platform == "gpu" else 1.0, 2: 1.0}
+    padded = [2.0 * m.count * slower[m.bytes_per_value] * _padded(m.m, 8) * _padded(m.k, tile) * _padded(m.n, tile)
+              for m in cost.matmuls]
     spent = dict.fromkeys(("layers", "activations", "gradients", "links", "network"), 0.0)
     for collective in cost.collectives:
         links, network = _exchange(collective, chip, joined)

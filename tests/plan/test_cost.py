@@ -137,6 +137,14 @@ def test_decode_reads_weights_and_cache_once():
     assert cost.flops == cost.model_flops
 
 
+def test_decode_splits_heads_over_the_tensor_axis():
+    """Four devices hold one query head each, and two of them share a copy of a key-value head."""
+    cost = decode_cost(TINY, batch=4, context=16, axes={"tensor": 4})
+    scores = next(matmul for matmul in cost.matmuls if matmul.name == "scores")
+    assert (scores.m, scores.k, scores.n, scores.count) == (1, 2, 3 * 16, 4)
+    assert cost.flops * 4 == decode_cost(TINY, batch=4, context=16, axes={}).flops
+
+
 def test_memory_of_a_step():
     config = presets.llama3("8B")
     one = train_memory(config, batch=64, length=8192, axes={"fsdp": 64}, remat="full")
@@ -156,3 +164,9 @@ def test_memory_of_a_step():
 def test_what_does_not_divide_is_refused(axes, told):
     with pytest.raises(ValueError, match=told):
         train_cost(TINY, batch=8, length=16, axes=axes)
+
+
+def test_an_unknown_policy_is_refused_with_the_valid_ones():
+    for count in (train_cost, train_memory):
+        with pytest.raises(ValueError, match="remat=some: no such policy; valid: none, full, dots, names"):
+            count(TINY, batch=8, length=16, axes={}, remat="some")

@@ -48,6 +48,12 @@ def test_products_are_padded_to_tiles():
     assert exact == ragged == 2 * 1024 * 256 * 512 / 918e12
 
 
+def test_float32_products_take_twice_as_long_on_gpu_only():
+    for name, ratio in (("h200", 2), ("v5p", 1)):
+        half, full = (device_times(cost_of(Matmul("x", 1024, 256, 512, 1, size)), CHIPS[name]) for size in (2, 4))
+        assert full.products[0] / half.products[0] == ratio and full.product_memory[0] == 2 * half.product_memory[0]
+
+
 def test_rings_use_the_axes_that_they_span():
     gather = Collective("all-gather", "fsdp", 256, 1, 256e6, 1, "")
     # 16 x 16 chips, both axes, both directions: 4 x 50 GB/s
