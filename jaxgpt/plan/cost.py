@@ -82,6 +82,7 @@ class Cost:
       model_flops: of the whole step: each weight and each causal pair of positions once, nothing recomputed.
       matmuls, collectives: see there.
       attention_flops: of scores and weighted sums, with what is recomputed and with half-masked blocks.
+      head_dim: H, the depth of those products.
       traffic: (what, bytes) that memory moves outside of products.
     """
 
@@ -90,6 +91,7 @@ class Cost:
     model_flops: float
     matmuls: tuple[Matmul, ...]
     attention_flops: float
+    head_dim: int
     traffic: tuple[tuple[str, float], ...]
     collectives: tuple[Collective, ...]
 
@@ -153,7 +155,7 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
     attention = 4.0 * m * config.heads * config.H / axes["tensor"] * positions_seen(config, length, block) * accumulate
     attention *= 1 + ("attention" in again) + _BACKWARD_ATTENTION
     return Cost(math.prod(axes.values()), batch * length, model_flops(config, length) * batch * length, tuple(matmuls),
-                attention, tuple(_train_traffic(config, m, axes, accumulate, optimizer, again)),
+                attention, config.H, tuple(_train_traffic(config, m, axes, accumulate, optimizer, again)),
                 tuple(_train_collectives(config, m, rows * length, axes, accumulate, again)))
 
 
@@ -181,7 +183,8 @@ def decode_cost(config: Config, *, batch: int, context: int, axes: dict[str, int
                                        2 * config.layers + 1, "activations"))
     weights = 2.0 * (config.layers * _layer_weights(config, 1) + config.width * config.vocab_size)
     pairs = 4.0 * config.heads * config.H * seen
-    return Cost(math.prod(axes.values()), batch, batch * (weights + pairs), tuple(matmuls), 0.0, (), tuple(collectives))
+    return Cost(math.prod(axes.values()), batch, batch * (weights + pairs), tuple(matmuls), 0.0, config.H, (),
+                tuple(collectives))
 
 
 @dataclasses.dataclass(frozen=True)

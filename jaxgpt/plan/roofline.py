@@ -132,6 +132,7 @@ class Times:
     slices: int
 
 
+_LANES = 128  # of a TPU's registers: attention with heads of 64 leaves half of each empty
 _KIND = {"fsdp": "layers", "tensor": "activations", "sequence": "activations", "data": "gradients"}
 
 
@@ -143,6 +144,7 @@ def device_times(cost: Cost, chip: Chip, slice_devices: int | None = None) -> Ti
     slower = {4: 2.0 if chip.platform == "gpu" else 1.0, 2: 1.0}
     padded = [2.0 * m.count * slower[m.bytes_per_value] * _padded(m.m, 8) * _padded(m.k, tile) * _padded(m.n, tile)
               for m in cost.matmuls]
+    lanes = _padded(cost.head_dim, _LANES) / cost.head_dim if chip.platform == "tpu" else 1.0
     spent = dict.fromkeys(("layers", "activations", "gradients", "links", "network"), 0.0)
     for collective in cost.collectives:
         links, network = _exchange(collective, chip, joined)
@@ -150,7 +152,7 @@ def device_times(cost: Cost, chip: Chip, slice_devices: int | None = None) -> Ti
         spent["links"] += links
         spent["network"] += network
     return Times(np.array(padded) / peak, np.array([m.traffic for m in cost.matmuls]) / chip.hbm_bandwidth,
-                 cost.attention_flops / peak, sum(size for _, size in cost.traffic) / chip.hbm_bandwidth,
+                 lanes * cost.attention_flops / peak, sum(size for _, size in cost.traffic) / chip.hbm_bandwidth,
                  slices=math.ceil(cost.devices / joined), **spent)
 
 

@@ -28,7 +28,7 @@ def program():
 
 
 def cost_of(*matmuls, collectives=(), devices=1, model_flops=0.0):
-    return Cost(devices, 1000, model_flops, matmuls, 0.0, (), collectives)
+    return Cost(devices, 1000, model_flops, matmuls, 0.0, 128, (), collectives)
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------
@@ -52,6 +52,14 @@ def test_float32_products_take_twice_as_long_on_gpu_only():
     for name, ratio in (("h200", 2), ("v5p", 1)):
         half, full = (device_times(cost_of(Matmul("x", 1024, 256, 512, 1, size)), CHIPS[name]) for size in (2, 4))
         assert full.products[0] / half.products[0] == ratio and full.product_memory[0] == 2 * half.product_memory[0]
+
+
+def test_small_heads_leave_lanes_of_a_tpu_empty():
+    cost = dataclasses.replace(cost_of(Matmul("x", 8, 128, 128, 1)), attention_flops=1e12)
+    for name, head_dim, ratio in (("v5e", 64, 2), ("v5e", 128, 1), ("v5e", 192, 4 / 3), ("h200", 64, 1)):
+        chip = CHIPS[name]
+        attention = device_times(dataclasses.replace(cost, head_dim=head_dim), chip).attention
+        assert attention == pytest.approx(ratio * 1e12 / chip.bf16_flops)
 
 
 def test_rings_use_the_axes_that_they_span():
