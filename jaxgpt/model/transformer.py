@@ -357,7 +357,8 @@ def flops_per_token(config: Config, length: int) -> float:
     """
     shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
     weights = sum(leaf.size for leaf in jax.tree.leaves(shapes["layers"])) + config.width * config.vocab_size
-    seen = sum(min(window or length, length) for window in _per_layer(config)) / 2
+    windows = (min(window or length, length) for window in _per_layer(config))
+    seen = sum(window * (1 - window / (2 * length)) for window in windows)
     return 6.0 * weights + 12.0 * config.heads * config.H * seen
 
 
