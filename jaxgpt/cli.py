@@ -50,6 +50,20 @@ def _parser() -> argparse.ArgumentParser:
                      help="trace so many steps of each stage that trains, for Perfetto or TensorBoard")
     run.set_defaults(command=_run)
 
+    plan = commands.add_parser("plan", help="what an experiment needs on hardware that is not there", description=(
+        "Compiles every program of an experiment for a TPU slice without having it (or counts it, for GPUs), and prints "
+        "memory, operations, collectives, time and cost."))
+    plan.add_argument("experiment", metavar="FILE", help="a Python file that defines get_config()")
+    plan.add_argument("--on", metavar="TARGET", required=True,
+                      help="v5e-16, v5p-128, v6e-256, h200-8 and so on, or a topology such as v5p:4x4x4")
+    plan.add_argument("--stage", metavar="NAME", help="plan this stage only")
+    plan.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], dest="overrides",
+                      help="change a setting, as in run; may be repeated")
+    plan.add_argument("--price", metavar="PRICE", type=float, help="of one chip for an hour, for the cost of a run")
+    plan.add_argument("--sweep", action="store_true",
+                      help="try layouts and rematerialisation policies of the stage that trains first, and rank them")
+    plan.set_defaults(command=_plan)
+
     chat = commands.add_parser("chat", help="talk to a trained model in the terminal")
     _model_arguments(chat)
     chat.add_argument("--system", metavar="TEXT", help="a system message to start with")
@@ -92,8 +106,8 @@ def _seed(text: str) -> int:
     return value
 
 
-def _run(arguments) -> int:
-    _prepare_jax()
+def _experiment(arguments):
+    """The experiment that a file and its overrides describe."""
     from jaxgpt.core import config, experiment
     chosen = config.load(arguments.experiment)
     if not isinstance(chosen, experiment.Experiment):
@@ -104,6 +118,13 @@ def _run(arguments) -> int:
         if not equals:
             raise UserError(f"--set {text}: write FIELD=VALUE, as in --set pretrain.optim.lr=1e-3")
         chosen = config.override(chosen, path, value)
+    return chosen
+
+
+def _run(arguments) -> int:
+    _prepare_jax()
+    from jaxgpt.core import experiment
+    chosen = _experiment(arguments)
     if arguments.profile < 0:
         raise UserError(f"--profile {arguments.profile}: a number of steps, 1 or more")
     workdir = Path(arguments.workdir or Path("runs") / chosen.name)
@@ -119,6 +140,29 @@ def _run(arguments) -> int:
     if any(hasattr(stage, "start_from") for stage in chosen.stages) and not arguments.stage:
         print(f"talk to it: jaxgpt chat {shlex.quote(str(workdir))}")
     return 0
+
+
+def _plan(arguments) -> int:
+    _prepare_jax()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # what is planned for is not here, and what is here is not needed
+    from jaxgpt.plan import show
+    from jaxgpt.plan.hardware import parse_target
+    from jaxgpt.plan.plan import make_plan
+    target, chosen = parse_target(arguments.on), _experiment(arguments)
+    if arguments.price is not None and not 0 <= arguments.price < float("inf"):
+        raise UserError(f"--price {arguments.price}: a price of one chip for an hour, 0 or more")
+    if arguments.sweep:
+        return 0 if show.print_sweep(chosen, target, stage=arguments.stage) else 1
+    shown = []
+
+    def each(plan, program):
+        if not shown:
+            print(show.heading(plan), flush=True)
+        shown.append(program)
+        print("\n".join(["", *show.program_lines(plan, program, arguments.price)]), flush=True)
+
+    plan = make_plan(chosen, target, stage=arguments.stage, each=each)
+    return 0 if all(map(plan.fits, plan.programs)) else 1
 
 
 def _chat(arguments) -> int:

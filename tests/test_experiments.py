@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from jaxgpt.core import config
-from jaxgpt.core.experiment import Context, Experiment, run
+from jaxgpt.core.experiment import After, Context, Experiment, run
 from jaxgpt.core.files import read_json
 from jaxgpt.core.sharding import Layout
 from jaxgpt.data.documents import TextFiles
@@ -81,6 +81,7 @@ def test_programs_trace_as_they_stand(path, tmp_path):
     for stage in experiment.stages:
         context = Context(experiment, stage, tmp_path, mesh=tiny.mesh())
         for name, (function, arguments) in stage.programs(context).items():
+            arguments = arguments.arguments(None) if isinstance(arguments, After) else arguments
             traced[stage.name, name] = jax.eval_shape(function, *arguments)
     training = {stage.name for stage in experiment.stages if hasattr(stage, "trainable")}
     assert training and {stage for stage, _ in traced} == training

@@ -126,10 +126,12 @@ def parse(text: str, annotation):
 
     >>> parse("3", int), parse("3", float), parse("none", int | None), parse("1,2", tuple[int, ...])
     (3, 3.0, None, (1, 2))
+    >>> parse("none", typing.Literal["none", "full"])  # the word, where it is one of the choices
+    'none'
     >>> parse("12", str | None), parse("none", str | None), parse("wandb", tuple[str, ...])
     ('12', None, ('wandb',))
     """
-    if annotation is str:
+    if annotation is str or (typing.get_origin(annotation) is typing.Literal and text in typing.get_args(annotation)):
         return text
     if text.lower() in ("none", "true", "false"):
         value = {"none": None, "true": True, "false": False}[text.lower()]

@@ -15,6 +15,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ class Stopped(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class After:
+    """Arguments that another program of the stage puts out.
+
+    Attributes:
+      program: its name.
+      arguments: from the shardings of what it puts out, known once it is compiled (None before), to the arguments.
+    """
+
+    program: str
+    arguments: Callable[[Any], tuple]
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One chapter of an experiment: settings and a `run`. Subclasses are frozen dataclasses with a default name."""
 
@@ -46,7 +60,7 @@ class Stage:
         """Does the work, writes into `context.directory`, returns its outputs (JSON; paths are relative to it)."""
         raise NotImplementedError
 
-    def programs(self, context: Context) -> dict[str, tuple[Any, tuple]]:
+    def programs(self, context: Context) -> dict[str, tuple[Any, tuple | After]]:
         """{name: (jitted function, abstract arguments)} of what this stage will run: all that planning needs."""
         return {}
 

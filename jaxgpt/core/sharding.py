@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgpt.core.errors import UserError
 
@@ -57,15 +57,50 @@ def make_mesh(layout: Layout, devices=None) -> Mesh:
       UserError: the layout does not fit the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = list(dataclasses.astuple(layout))
-    fixed = math.prod(size for size in sizes if size != -1)
-    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
-        asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes) if size != 1)
-        raise UserError(f"layout {asked}: {len(devices)} device(s) cannot be laid out so; "
-                        "the sizes must multiply to the number of devices (-1 on one axis takes the rest)")
-    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
     # jax.make_mesh puts neighbours on a TPU's torus next to each other; Auto lets the compiler place what is between
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return jax.make_mesh(layout_sizes(layout, len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES),
+                         devices=devices)
+
+
+def abstract_mesh(layout: Layout, count: int) -> AbstractMesh:
+    """The mesh of a layout over `count` devices that need not be there: enough for shapes, not for compiling.
+
+    Raises:
+      UserError: the layout does not fit.
+    """
+    return AbstractMesh(layout_sizes(layout, count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def layout_sizes(layout: Layout, count: int) -> tuple[int, ...]:
+    """The size of each mesh axis over `count` devices.
+
+    Raises:
+      UserError: they do not multiply to it, with the nearest layout that does.
+    """
+    sizes = dataclasses.astuple(layout)
+    fixed = math.prod(size for size in sizes if size != -1)
+    if count % fixed or (-1 not in sizes and fixed != count):
+        asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes) if size != 1)
+        raise UserError(f"layout {asked}: the sizes multiply to {fixed}, but there {_are(count)}; "
+                        f"{_nearest_layout(sizes, count)} works")
+    return tuple(count // fixed if size == -1 else size for size in sizes)
+
+
+def _are(count: int) -> str:
+    return "is one device" if count == 1 else f"are {count} devices"
+
+
+def _nearest_layout(sizes: tuple[int, ...], count: int) -> str:
+    """The same layout with each axis cut to what divides the devices that are left; the first axis that was free, or
+    else the largest, takes the rest."""
+    found, left = list(sizes), count
+    rest = found.index(-1) if -1 in found else found.index(max(found))
+    for axis in range(len(found)):
+        if axis != rest:
+            found[axis] = math.gcd(found[axis], left)
+            left //= found[axis]
+    found[rest] = left
+    return " x ".join(f"{name} {size}" for name, size in zip(AXES, found) if size != 1) or "data 1"
 
 
 def get_rules(name: str) -> dict[str, tuple[str, ...]]:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.core.errors import UserError
+from jaxgpt.core.experiment import After
 from jaxgpt.core.shapes import check
 from jaxgpt.inference.decode import begin, begin_jit, decode, decode_chunk
 from jaxgpt.model import transformer
@@ -126,6 +127,36 @@ def stream(params, config: transformer.Config, prompt: Sequence[int], *, rng: ja
     parts = _chunks(params, config, [prompt], [request], rng=rng, max_new_tokens=max_new_tokens, stop=stop,
                     options=options, chunk=chunk)
     return (token for part in parts for token in part.tokens[0, :part.counts[0]].tolist())
+
+
+def programs(params, config: transformer.Config, everywhere: jax.sharding.Sharding, *, prompts: int, prompt_tokens: int,
+             max_new_tokens: int, stop: int = 1, chunk: int = 32) -> dict[str, tuple[Any, tuple | After]]:
+    """What `generate` runs, by name with abstract arguments: "prefill" and "decode".
+
+    Args:
+      params: abstract, with shardings.
+      config: the model.
+      everywhere: the sharding of what is whole on every device.
+      prompts, prompt_tokens, max_new_tokens, stop, chunk: how many prompts, the longest, and the rest as in `generate`.
+    """
+    rows, P = bucket(prompts, least=1), bucket(prompt_tokens, most=config.context)
+    slots = bucket(prompt_tokens + max_new_tokens, least=P, most=config.context)
+    whole = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)  # noqa: E731
+    per_row, rng = whole((rows,), jnp.int32), whole((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+    options = {"temperature": whole((), jnp.float32), "top_k": None, "top_p": None, "min_p": None}
+    stops = whole(_stop_array(range(stop)).shape, jnp.int32)
+    prefill = functools.partial(begin, config=config, slots=slots)
+    inputs = (params, whole((rows, P), jnp.int32), per_row, per_row, per_row, rng, stops, options)
+    state = jax.eval_shape(prefill, *inputs)[0]
+
+    def after(shardings) -> tuple:
+        left = shardings[0] if shardings else jax.tree.map(lambda _: everywhere, state)
+        placed = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, left)
+        return params, placed, rng, stops, options
+
+    decoding = functools.partial(decode, config=config, steps=chunk)
+    return {"prefill": (jax.jit(prefill), inputs),
+            "decode": (jax.jit(decoding, donate_argnums=1), After("prefill", after))}
 
 
 class _Part(NamedTuple):

@@ -18,6 +18,7 @@ from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
 from jaxgpt.data.loader import batches, evaluation_batches
 from jaxgpt.inference.generate import generate
+from jaxgpt.inference.generate import programs as generation_programs
 from jaxgpt.model import losses, transformer
 from jaxgpt.model.fit import Trainable, abstract_batch, check_fits, fit, make_trainable
 from jaxgpt.pretrain.evaluate import evaluation_program, validation
@@ -87,8 +88,13 @@ class Pretrain(Stage):
         batch = abstract_batch(context, self.batch, self.T)
         table = jax.ShapeDtypeStruct((self.model.vocab_size,), jnp.float32, sharding=sharding.replicated(context.mesh))
         evaluate = evaluation_program(self.model, context.mesh, tuple(context.rules.items()))
+        params, found = trainable.abstract_state.params, {}
+        if self.prompts:  # a token is at least a byte
+            longest = 1 + max(len(prompt.encode()) for prompt in self.prompts)
+            found = generation_programs(params, self.model, table.sharding, prompts=len(self.prompts),
+                                        prompt_tokens=longest, max_new_tokens=self.sample_tokens)
         return {"train_step": (trainable.step, (trainable.abstract_state, (), batch)),
-                "evaluate": (evaluate, (trainable.abstract_state.params, batch, table))}
+                "evaluate": (evaluate, (params, batch, table)), **found}
 
     def run(self, context: Context) -> dict:
         shards, folder = context.path(self.data, "shards"), context.path(self.data, "tokenizer")

@@ -6,6 +6,7 @@ import math
 import shutil
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 
@@ -15,6 +16,8 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import read_json
 from jaxgpt.core.metrics import TIMED, read_metrics
 from jaxgpt.data.loader import batches
+from jaxgpt.inference import generate
+from jaxgpt.inference.load import load
 from jaxgpt.model import transformer
 from jaxgpt.pretrain.programs import Pretrain, continuations, write_samples
 from jaxgpt.tokenizer.tokenizer import Tokenizer
@@ -76,7 +79,7 @@ def test_the_program_named_is_the_program_run(tiny_base):
     context = tiny.context(tiny.experiment(corpus), "pretrain", workdir)
     stage = context.stage
     programs = stage.programs(context)
-    assert set(programs) == {"train_step", "evaluate"}
+    assert set(programs) == {"train_step", "evaluate", "prefill", "decode"}
     step, arguments = programs["train_step"]
     lowered = step.lower(*arguments)
 
@@ -87,6 +90,24 @@ def test_the_program_named_is_the_program_run(tiny_base):
     assert lowered.as_text() == trainable.step.lower(state, (), batch).as_text()
     _, metrics = lowered.compile()(state, (), batch)
     assert float(metrics["loss"]) == pytest.approx(tiny.losses(workdir, "pretrain")[1], rel=1e-6)
+
+
+def test_the_generation_named_is_the_generation_run(tiny_base, monkeypatch):
+    corpus, workdir = tiny_base
+    context = tiny.context(tiny.experiment(corpus), "pretrain", workdir)
+    programs, seen = context.stage.programs(context), {}
+    prefill, inputs = programs["prefill"]
+    decoding, after = programs["decode"]
+    for name in ("begin_jit", "decode_chunk"):
+        run = getattr(generate, name)
+        monkeypatch.setattr(generate, name, lambda *args, name=name, run=run, **options: (
+            seen.setdefault(name, jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), args)), run(*args, **options))[1])
+    loaded = load(workdir, "pretrain")
+    continuations(loaded.params, loaded.config, loaded.tokenizer, context.stage.prompts, context.stage.sample_tokens,
+                  jax.random.key(0))
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert shapes(inputs) == seen["begin_jit"] and shapes(after.arguments(None)) == seen["decode_chunk"]
+    assert after.program == "prefill" and jax.eval_shape(prefill, *inputs)[0]._fields == after.arguments(None)[1]._fields
 
 
 def test_naming_programs_reads_and_writes_nothing(tmp_path):
