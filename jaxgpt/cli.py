@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--stage", metavar="NAME", help="run this stage only")
     run.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], dest="overrides",
                      help="change a setting, e.g. pretrain.optim.lr=1e-3 or seed=1; may be repeated")
+    run.add_argument("--distributed", metavar="HOST:PORT,INDEX,COUNT", nargs="?", const="", help=(
+        "on several hosts: the same command on each, with a workdir that all share; alone on Cloud TPU, elsewhere with "
+        "the address of the first host, the number of this one and how many there are"))
     run.set_defaults(command=_run)
 
     chat = commands.add_parser("chat", help="talk to a trained model in the terminal")
@@ -92,6 +95,17 @@ def _seed(text: str) -> int:
 
 def _run(arguments) -> int:
     _prepare_jax()
+    if arguments.distributed is None:
+        return _run_stages(arguments)
+    from jaxgpt.core import distributed
+    distributed.initialize(arguments.distributed)
+    try:
+        return _run_stages(arguments)
+    except BaseException as error:
+        distributed.leave(error)
+
+
+def _experiment(arguments):
     from jaxgpt.core import config, experiment
     chosen = config.load(arguments.experiment)
     if not isinstance(chosen, experiment.Experiment):
@@ -102,12 +116,21 @@ def _run(arguments) -> int:
         if not equals:
             raise UserError(f"--set {text}: write FIELD=VALUE, as in --set pretrain.optim.lr=1e-3")
         chosen = config.override(chosen, path, value)
+    return chosen
+
+
+def _run_stages(arguments) -> int:
+    from jaxgpt.core import distributed, experiment
+    chosen = distributed.all_or_none(lambda: _experiment(arguments))
     workdir = Path(arguments.workdir or Path("runs") / chosen.name)
     try:
         experiment.run(chosen, workdir, only=arguments.stage)
     except experiment.Stopped:
         command = shlex.join(["jaxgpt", *arguments.words])
-        print(f"stopped; what is done is saved. To go on:\n  {command}", flush=True)
+        if distributed.is_main():
+            print(f"stopped; what is done is saved. To go on:\n  {command}", flush=True)
+        return 0
+    if not distributed.is_main():
         return 0
     report = workdir / "report" / "report.html"
     if report.exists() and arguments.stage in (None, "report"):
