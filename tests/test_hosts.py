@@ -42,7 +42,8 @@ def get_config():
     return dataclasses.replace(chosen, stages=(*chosen.stages[:3], base, chosen.stage("sft"), scores, practice))
 """
 FSDP = ("--set", "layout.data=2", "--set", "layout.fsdp=4")  # data between the hosts
-TENSOR = ("--set", "rules=fsdp_tensor", "--set", "layout.data=1", "--set", "layout.tensor=2", "--set", "layout.sequence=4")
+TENSOR = ("--set", "rules=fsdp_tensor", "--set", "layout.data=1", "--set", "layout.tensor=2", "--set", "layout.sequence=4",
+          "--set", "pretrain.prompts=()")
 
 
 class Hosts:
@@ -199,6 +200,7 @@ def test_stopped_and_killed_they_go_on(folder, alone):
     assert hosts.end() == (0, 0), hosts.text(0) + hosts.text(1)
     assert hosts.text(0).endswith(f"To go on:\n  jaxgpt {' '.join(hosts.arguments[0])}\n") and hosts.text(1) == ""
     stopped = last_step(work / "pretrain" / "metrics.jsonl")
+    assert not list(work.glob(".run-*"))
     assert 8 <= stopped < STEPS and max(complete_steps(work / "pretrain" / "checkpoints")) == stopped
 
     hosts = Hosts(folder, work, "--stage", "pretrain", *TENSOR)
@@ -227,7 +229,7 @@ def test_a_mistake_ends_both_with_its_sentence(folder):
 @pytest.mark.slow
 def test_a_mistake_that_one_alone_finds_ends_both(folder, alone):
     """Process 0 alone reads the corpus; the other waits for it meanwhile."""
-    hosts = Hosts(folder, folder / "missing", "--set", "curate.source.path=nowhere.txt")
+    hosts = Hosts(folder, folder / "missing", "--set", "curate.source.paths=nowhere.txt")
     assert hosts.end() == (2, 2)
     assert hosts.text(1).startswith("jaxgpt: process 0 ended: ") and hosts.text(1).count("\n") == 1
     assert "nowhere.txt" in hosts.text(0) and hosts.text(1).endswith(hosts.text(0).splitlines()[-1][8:] + "\n")

@@ -142,15 +142,16 @@ def load_params(path: str | Path, abstract_params: Any, *, config: dict | None =
         raise UserError(f"{path}: no complete checkpoint there")
     if config is not None:
         _check_config(path, config)
-    together = all(getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_params))
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}")
+    options: dict = {}
+    if distributed.count() > 1 and not any(getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_params)):
+        me = jax.process_index()
+        options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract_params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here),
         abstract_params)
     try:
-        options = {} if together else {"multiprocessing_options": alone}
         with ocp.StandardCheckpointer(**options) as checkpointer:
             return checkpointer.restore(path / "params", abstract_params)
     except Exception as error:  # orbax raises what its storage layer raises

@@ -224,10 +224,14 @@ class Agreement:
 # --- ending together -------------------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
-def ends_together(folder: Path) -> Iterator[None]:
+def ends_together(folder: Path, *, clean: type[Exception]) -> Iterator[None]:
     """Within, a process that `leave`s puts a notice into the folder, and those that see it end with its sentence.
 
-    A process that is gone without a word is noticed by those that compute with it, or by JAX, which ends them.
+    A process that is gone without a word is noticed by those that compute with it, or by JAX, which aborts them.
+
+    Args:
+      folder: the workdir.
+      clean: what all raise together, and nobody has to be told of.
 
     Raises:
       UserError: the processes do not share the folder.
@@ -246,12 +250,18 @@ def ends_together(folder: Path) -> Iterator[None]:
     _notice, over = notices.pop(jax.process_index()), threading.Event()
     watcher = threading.Thread(target=_watch, args=(notices, over), daemon=True)
     watcher.start()
-    yield  # after an exception the watcher goes on until this process has left
+    stopped = None
+    try:
+        yield
+    except clean as error:
+        stopped = error  # after any other exception the watcher goes on until this process has left
     over.set()
     watcher.join()
     wait()
     if is_main():
         run.unlink()
+    if stopped:
+        raise stopped
 
 
 def _watch(notices: dict[int, Path], over: threading.Event) -> None:

@@ -176,7 +176,8 @@ def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None)
       only: the one stage to run; those it reads must be complete.
 
     Raises:
-      UserError: the workdir holds another experiment, another process works in it, or a stage's own mistakes.
+      UserError: the workdir holds another experiment, another run works in it, several hosts do not share it, or a
+        stage's own mistakes.
       Stopped: a signal asked for a stop; the same call goes on from there.
     """
     workdir = Path(workdir)
@@ -188,7 +189,7 @@ def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None)
             held.enter_context(_alone_in(workdir))
 
         distributed.all_or_none(begin if distributed.is_main() else lambda: None)
-        held.enter_context(distributed.ends_together(workdir))
+        held.enter_context(distributed.ends_together(workdir, clean=Stopped))
         for number, stage in enumerate(stages, 1):
             label, manifest = f"[{number}/{len(stages)}] {stage.name}", workdir / stage.name / "manifest.json"
             if distributed.is_main():

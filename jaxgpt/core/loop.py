@@ -73,7 +73,8 @@ def train(context: Context, loop: Loop, *, step_fn: Callable, create: Callable[[
     checkpoints = Checkpoints(context.directory / "checkpoints", config=config, keep=loop.keep)
     done, pending = 0, None
     with contextlib.ExitStack() as closing:  # each is closed even where another cannot be: the disk may be full
-        closing.callback(checkpoints.close)
+        closing.push(lambda error, *_: checkpoints.close() if distributed.count() == 1 or error in (None, Stopped) else
+                     None)  # what fails on one host leaves at once: the others would not come to what closing waits for
         if checkpoints.latest() is None:
             state = create()
         else:
