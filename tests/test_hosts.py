@@ -6,6 +6,7 @@ Real processes of the command line, as on two hosts that share the workdir.
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -198,7 +199,7 @@ def test_stopped_and_killed_they_go_on(folder, alone):
     hosts.wait_for("pretrain", 8)
     hosts.processes[1].send_signal(signal.SIGTERM)
     assert hosts.end() == (0, 0), hosts.text(0) + hosts.text(1)
-    assert hosts.text(0).endswith(f"To go on:\n  jaxgpt {' '.join(hosts.arguments[0])}\n") and hosts.text(1) == ""
+    assert hosts.text(0).endswith(f"To go on:\n  jaxgpt {shlex.join(hosts.arguments[0])}\n") and hosts.text(1) == ""
     stopped = last_step(work / "pretrain" / "metrics.jsonl")
     assert not list(work.glob(".run-*"))
     assert 8 <= stopped < STEPS and max(complete_steps(work / "pretrain" / "checkpoints")) == stopped
@@ -206,9 +207,12 @@ def test_stopped_and_killed_they_go_on(folder, alone):
     hosts = Hosts(folder, work, "--stage", "pretrain", *TENSOR)
     hosts.wait_for("pretrain", stopped + 1)
     hosts.processes[1].kill()
-    assert hosts.end(limit=60) == (2, -signal.SIGKILL), hosts.text(0)
-    assert f"resumed at step {stopped}" in hosts.text(0)
-    assert "jaxgpt: another process is gone or cannot be reached; start the same command" in hosts.text(0)
+    status, killed = hosts.end(limit=120)
+    assert killed == -signal.SIGKILL and f"resumed at step {stopped}" in hosts.text(0)
+    if status == 2:  # Gloo noticed it; else JAX did, after a minute without a heartbeat, and aborted the process
+        assert "jaxgpt: another process is gone or cannot be reached; start the same command" in hosts.text(0)
+    else:
+        assert status == -signal.SIGABRT and "another task died" in hosts.text(0)
     assert "Traceback" not in hosts.text(0) and not (work / "pretrain" / "manifest.json").exists()
 
     hosts = Hosts(folder, work, "--stage", "pretrain", *TENSOR)
@@ -275,6 +279,6 @@ def test_a_port_that_is_taken():
 
 def test_one_process_alone_needs_no_agreement():
     agreement = distributed.Agreement()
-    assert [agreement.ask(flag) for flag in (False, True, False)] == [False, True, False]
+    assert [agreement.ask(flag, after=()) for flag in (False, True, False)] == [False, True, False]
     assert distributed.count() == 1 and distributed.is_main() and distributed.from_main(7) == 7
     assert distributed.all_or_none(lambda: 3) == 3 and distributed.total([1, 2]).tolist() == [1, 2]

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 _FORM = "write HOST:PORT,INDEX,COUNT, as in 10.0.0.1:1234,0,2 on the first of two hosts and 10.0.0.1:1234,1,2 on the other"
 _SENTENCE = 1024  # bytes of what is told to the others
-_LOOK, _LINGER, _SHARED = 0.25, 1.0, 60.0  # seconds: between looks for a notice; until all saw it; until a file is seen
+_LOOK, _SHARED, _SILENT = 0.25, 60.0, 60  # seconds: between looks for a notice; until a file is seen; without heartbeat
 _barriers = itertools.count()
 _leaving = threading.Lock()
 _notice: Path | None = None  # where this process would leave word of its failure
@@ -68,7 +68,8 @@ def initialize(text: str = "", *, timeout: float = 300) -> None:
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(address, count, index, initialization_timeout=int(timeout) + 60)
+        jax.distributed.initialize(address, count, index, initialization_timeout=int(timeout) + 60,
+                                   heartbeat_timeout_seconds=_SILENT)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--distributed: JAX cannot tell by itself which hosts there are here "
                         f"({_first_line(error)}); {_FORM}" if not text else
@@ -202,22 +203,32 @@ def seen(path: Path) -> None:
 class Agreement:
     """Whether any process asks for a stop: at each step all get the same answer, one step late.
 
-    The flags are added up on the devices behind the step's own work, so that nobody waits for the answer.
+    The flags are added up on the devices behind the step's own work, so that nobody waits for the answer. Only simulated
+    devices do wait: they run programs side by side, and collectives of two at once could starve each other.
     """
 
     def __init__(self):
-        self._asked = None
+        self._asked, self._in_order = None, jax.default_backend() != "cpu"
         if count() > 1:
             mesh = jax.make_mesh((jax.device_count(),), ("device",), axis_types=(AxisType.Auto,))
             self._split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("device",), ()))
             self._sum = jax.jit(jnp.sum, out_shardings=whole)
 
-    def ask(self, flag: bool) -> bool:
-        """Gives this process's flag of this step; returns whether any was set at the step before."""
+    def ask(self, flag: bool, *, after: Any) -> bool:
+        """Gives this process's flag of this step; returns whether any was set at the step before.
+
+        Args:
+          flag: whether this process is to stop.
+          after: arrays that the step computes.
+        """
         if count() == 1:
             return flag
+        if not self._in_order:
+            jax.block_until_ready(after)
         flags = np.full(jax.local_device_count(), flag, np.int32)
         before, self._asked = self._asked, self._sum(jax.make_array_from_process_local_data(self._split, flags))
+        if not self._in_order:
+            self._asked.block_until_ready()
         return before is not None and bool(before)
 
 
@@ -227,7 +238,8 @@ class Agreement:
 def ends_together(folder: Path, *, clean: type[Exception]) -> Iterator[None]:
     """Within, a process that `leave`s puts a notice into the folder, and those that see it end with its sentence.
 
-    A process that is gone without a word is noticed by those that compute with it, or by JAX, which aborts them.
+    A process that is gone without a word is noticed by those that compute with it, or within a minute by JAX, which
+    aborts them.
 
     Args:
       folder: the workdir.
@@ -297,7 +309,7 @@ def _end(status: int, text: str) -> NoReturn:
         print(text, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    time.sleep(2 * _LINGER if is_main() else _LINGER)  # the others should hear of it before they lose the connection
+    time.sleep((6 if is_main() else 4) * _LOOK)  # all should have read the notice; JAX aborts those that lose process 0
     os._exit(status)
 
 

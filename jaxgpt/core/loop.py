@@ -93,7 +93,7 @@ def train(context: Context, loop: Loop, *, step_fn: Callable, create: Callable[[
             if pending:  # a step's metrics are asked for one step late, so that the device never waits
                 journal.computed(*pending)
             pending = (step, metrics, extra)
-            stop = agreement.ask(context.should_stop())
+            stop = agreement.ask(context.should_stop(), after=metrics)
             save = stop or step == steps or (loop.save_every and step % loop.save_every == 0)
             measure = loop.eval_every and (step == steps or step % loop.eval_every == 0)
             if save or measure:
