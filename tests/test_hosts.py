@@ -43,8 +43,8 @@ def get_config():
     return dataclasses.replace(chosen, stages=(*chosen.stages[:3], base, chosen.stage("sft"), scores, practice))
 """
 FSDP = ("--set", "layout.data=2", "--set", "layout.fsdp=4")  # data between the hosts
-TENSOR = ("--set", "rules=fsdp_tensor", "--set", "layout.data=1", "--set", "layout.tensor=2", "--set", "layout.sequence=4",
-          "--set", "pretrain.prompts=()")
+TENSOR = ("--set", "rules=fsdp_tensor", "--set", "layout.data=1", "--set", "layout.tensor=2",
+          "--set", "layout.sequence=4", "--set", "pretrain.prompts=()")
 
 
 class Hosts:
@@ -243,7 +243,7 @@ def test_a_mistake_that_one_alone_finds_ends_both(folder, alone):
 # --- joining ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text, message", [
-    ("10.0.0.1", "write HOST:PORT,INDEX,COUNT, as in"), ("10.0.0.1:1234,1", "write HOST:PORT,INDEX,COUNT"),
+    ("10.0.0.1", "write HOST:PORT,INDEX,COUNT: 10.0.0.1"), ("10.0.0.1:1234,1", "write HOST:PORT,INDEX,COUNT"),
     ("10.0.0.1:port,0,2", "write HOST:PORT"), (":1234,0,2", "write HOST:PORT"), ("h:1,-1,2", "write HOST:PORT"),
     ("h:1234,2,2", "INDEX is 2, but with COUNT 2 it is from 0 to 1"), ("h:1234,0,0", "COUNT is at least 1"),
     ("h:70000,0,2", "PORT is from 1 to 65535")])
@@ -255,7 +255,7 @@ def test_words_that_name_no_host(text, message):
 
 @pytest.mark.parametrize("text, message", [
     ("127.0.0.1:{port},1,2", "the coordinator has not answered at 127.0.0.1:{port} within 1 s; start the same command"),
-    ("127.0.0.1:{port},0,2", "the 2 processes have not all come at 127.0.0.1:{port} within 1 s; start the same command"),
+    ("127.0.0.1:{port},0,2", "the 2 processes have not all come at 127.0.0.1:{port} within 1 s; start the same"),
     ("", "JAX cannot tell by itself which hosts there are")])
 def test_hosts_that_do_not_come(text, message):
     port = free_port()

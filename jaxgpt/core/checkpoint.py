@@ -143,7 +143,8 @@ def load_params(path: str | Path, abstract_params: Any, *, config: dict | None =
     if config is not None:
         _check_config(path, config)
     options: dict = {}
-    if distributed.count() > 1 and not any(getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_params)):
+    alone = not any(getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_params))
+    if alone and distributed.count() > 1:
         me = jax.process_index()
         options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}")

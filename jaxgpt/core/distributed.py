@@ -38,7 +38,7 @@ from jaxgpt.core.files import write_text
 
 T = TypeVar("T")
 
-_FORM = "write HOST:PORT,INDEX,COUNT, as in 10.0.0.1:1234,0,2 on the first of two hosts and 10.0.0.1:1234,1,2 on the other"
+_FORM = "write HOST:PORT,INDEX,COUNT: 10.0.0.1:1234,0,2 on the first of two hosts and 10.0.0.1:1234,1,2 on the other"
 _SENTENCE = 1024  # bytes of what is told to the others
 _LOOK, _SHARED, _SILENT = 0.25, 60.0, 60  # seconds: between looks for a notice; until a file is seen; without heartbeat
 _barriers = itertools.count()
@@ -64,7 +64,7 @@ def initialize(text: str = "", *, timeout: float = 300) -> None:
         _check_port(address)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from our own clean stop
-    late = threading.Timer(timeout, _too_late, (address, index, count, timeout))  # JAX itself would abort with a core dump
+    late = threading.Timer(timeout, _too_late, (address, index, count, timeout))  # JAX itself would dump its stack
     late.daemon = True
     late.start()
     try:
@@ -203,8 +203,8 @@ def seen(path: Path) -> None:
 class Agreement:
     """Whether any process asks for a stop: at each step all get the same answer, one step late.
 
-    The flags are added up on the devices behind the step's own work, so that nobody waits for the answer. Only simulated
-    devices do wait: they run programs side by side, and collectives of two at once could starve each other.
+    The flags are added up on the devices behind the step's own work, so that nobody waits for the answer. Only
+    simulated devices do wait: they run programs side by side, and collectives of two at once could starve each other.
     """
 
     def __init__(self):
