@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--stage", metavar="NAME", help="run this stage only")
     run.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], dest="overrides",
                      help="change a setting, e.g. pretrain.optim.lr=1e-3 or seed=1; may be repeated")
+    run.add_argument("--distributed", metavar="HOST:PORT,INDEX,COUNT", nargs="?", const="", help=(
+        "on several hosts: the same command on each, with a workdir that all share; alone on Cloud TPU, elsewhere with "
+        "the address of the first host, the number of this one and how many there are"))
     run.add_argument("--profile", metavar="STEPS", type=int, default=0,
                      help="trace so many steps of each stage that trains, for Perfetto or TensorBoard")
     run.set_defaults(command=_run)
@@ -106,6 +109,18 @@ def _seed(text: str) -> int:
     return value
 
 
+def _run(arguments) -> int:
+    _prepare_jax()
+    if arguments.distributed is None:
+        return _run_stages(arguments)
+    from jaxgpt.core import distributed
+    distributed.initialize(arguments.distributed)
+    try:
+        return _run_stages(arguments)
+    except BaseException as error:
+        distributed.leave(error)
+
+
 def _experiment(arguments):
     """The experiment that a file and its overrides describe."""
     from jaxgpt.core import config, experiment
@@ -121,18 +136,20 @@ def _experiment(arguments):
     return chosen
 
 
-def _run(arguments) -> int:
-    _prepare_jax()
-    from jaxgpt.core import experiment
-    chosen = _experiment(arguments)
+def _run_stages(arguments) -> int:
+    from jaxgpt.core import distributed, experiment
     if arguments.profile < 0:
         raise UserError(f"--profile {arguments.profile}: a number of steps, 1 or more")
+    chosen = distributed.all_or_none(lambda: _experiment(arguments))
     workdir = Path(arguments.workdir or Path("runs") / chosen.name)
     try:
         experiment.run(chosen, workdir, only=arguments.stage, profile=arguments.profile)
     except experiment.Stopped:
         command = shlex.join(["jaxgpt", *arguments.words])
-        print(f"stopped; what is done is saved. To go on:\n  {command}", flush=True)
+        if distributed.is_main():
+            print(f"stopped; what is done is saved. To go on:\n  {command}", flush=True)
+        return 0
+    if not distributed.is_main():
         return 0
     report = workdir / "report" / "report.html"
     if report.exists() and arguments.stage in (None, "report"):

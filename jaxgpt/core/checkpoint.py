@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jaxgpt.core import distributed
 from jaxgpt.core.config import first_difference
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import cannot_write, check_space
@@ -32,10 +33,12 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         self.directory, self.config = Path(directory).absolute(), config
         self._ocp = ocp
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.iterdir():  # orbax counts half a checkpoint as a step, and would then skip that step
-            if path.name.isdigit() and not _is_complete(path):
-                shutil.rmtree(path)
+        if distributed.is_main():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.iterdir():  # orbax counts half a checkpoint as a step, and would then skip it
+                if path.name.isdigit() and not _is_complete(path):
+                    shutil.rmtree(path)
+        distributed.wait()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True,
                                                cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options,
@@ -43,7 +46,8 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
-        return max(complete_steps(self.directory), default=None)
+        found = distributed.from_main(max(complete_steps(self.directory), default=-1))
+        return None if found < 0 else found
 
     def save(self, step: int, state: TrainState, data: dict) -> None:
         """Starts to write a checkpoint; the run goes on meanwhile, and may donate `state` at once.
@@ -55,8 +59,8 @@ class Checkpoints:
         rest = {"opt_state": state.opt_state, "step": state.step, "rng": state.rng, "extra": state.extra}
         self.wait()
         # Before orbax begins: out of space half-way, its threads fill the screen with tracebacks.
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
-        check_space(self.directory / str(step), size + 2 ** 18)
+        if distributed.is_main():
+            check_space(self.directory / str(step), sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2 ** 18)
         try:
             self._manager.save(step, args=args.Composite(
                 params=args.StandardSave(state.params), rest=args.StandardSave(rest),
@@ -126,7 +130,7 @@ def load_params(path: str | Path, abstract_params: Any, *, config: dict | None =
 
     Args:
       path: DIRECTORY/STEP.
-      abstract_params: shapes, types and, where wanted, shardings.
+      abstract_params: shapes, types and, where wanted, shardings: all hosts then load together; without, each its own.
       config: what the parameters must belong to, as given to `Checkpoints`; None to take any.
 
     Raises:
@@ -138,12 +142,18 @@ def load_params(path: str | Path, abstract_params: Any, *, config: dict | None =
         raise UserError(f"{path}: no complete checkpoint there")
     if config is not None:
         _check_config(path, config)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    options: dict = {}
+    alone = not any(getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_params))
+    if alone and distributed.count() > 1:
+        me = jax.process_index()
+        options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract_params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here),
         abstract_params)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(**options) as checkpointer:
             return checkpointer.restore(path / "params", abstract_params)
     except Exception as error:  # orbax raises what its storage layer raises
         raise _cannot_read(path, error) from error

@@ -9,20 +9,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
+import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
 import jaxgpt
-from jaxgpt.core import sharding
+from jaxgpt.core import distributed, sharding
 from jaxgpt.core.config import first_difference, to_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import cannot_write, disk_is_full, read_json, write_json
@@ -48,9 +50,13 @@ class After:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One chapter of an experiment: settings and a `run`. Subclasses are frozen dataclasses with a default name."""
+    """One chapter of an experiment: settings and a `run`. Subclasses are frozen dataclasses with a default name.
+
+    `every_host`: whether all processes of a run on several hosts run it together; process 0 alone runs the others.
+    """
 
     name: str
+    every_host: ClassVar[bool] = False
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the earlier stages that this one reads."""
@@ -156,12 +162,12 @@ class Context:
 
     def progress(self, total: int, unit: str, label: str | None = None, *, start: int = 0) -> Progress:
         """A line of progress for this stage."""
-        self._progress = Progress(total, unit, label or self.stage.name, start=start)
+        self._progress = Progress(total, unit, label or self.stage.name, start=start, stream=_voice())
         return self._progress
 
     def log(self, text: str) -> None:
         """Prints a line."""
-        (self._progress or Progress(0, "", "")).log(text)
+        (self._progress or Progress(0, "", "", stream=_voice())).log(text)
 
     def should_stop(self) -> bool:
         """Whether a signal asked for a stop."""
@@ -185,45 +191,80 @@ def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None,
       profile: how many steps of each stage that trains are traced, into WORKDIR/STAGE/profile.
 
     Raises:
-      UserError: the workdir holds another experiment, another process works in it, or a stage's own mistakes.
+      UserError: the workdir holds another experiment, another run works in it, several hosts do not share it, or a
+        stage's own mistakes.
       Stopped: a signal asked for a stop; the same call goes on from there.
     """
     workdir = Path(workdir)
     stages = [experiment.stage(only)] if only else list(experiment.stages)
-    for stage in stages:
-        check_same(experiment, stage, workdir)
-    with _alone_in(workdir):
+    with contextlib.ExitStack() as held:
+        def begin():
+            for stage in stages:
+                check_same(experiment, stage, workdir)
+            held.enter_context(_alone_in(workdir))
+
+        distributed.all_or_none(begin if distributed.is_main() else lambda: None)
+        held.enter_context(distributed.ends_together(workdir, clean=Stopped))
         for number, stage in enumerate(stages, 1):
-            label = f"[{number}/{len(stages)}] {stage.name}"
-            check_same(experiment, stage, workdir)  # once more: its inputs may just have been made
-            if (workdir / stage.name / "manifest.json").exists():
-                print(f"{label}: complete", flush=True)
+            label, manifest = f"[{number}/{len(stages)}] {stage.name}", workdir / stage.name / "manifest.json"
+            if distributed.is_main():
+                check_same(experiment, stage, workdir)  # once more: its inputs may just have been made
+            if distributed.from_main(manifest.exists()):
+                _say(f"{label}: complete")
                 continue
-            print(f"{label}: running", flush=True)
-            context = Context(experiment, stage, workdir, profile=profile)
+            _say(f"{label}: running")
+            context = Context(experiment, stage, workdir, profile=profile if distributed.is_main() else 0)
             seconds = _run_stage(context)
-            print(f"{label}: done in {duration(seconds)}", flush=True)
-            if context.should_stop() and number < len(stages):
+            distributed.seen(manifest)
+            _say(f"{label}: done in {duration(seconds)}")
+            if number < len(stages) and distributed.total(context.should_stop()):
                 raise Stopped
 
 
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)
+
+
+def _voice():
+    """Where this process speaks to: nowhere, where process 0 speaks for it."""
+    return None if distributed.is_main() else _nowhere()
+
+
+@functools.cache
+def _nowhere():
+    return open(os.devnull, "w", encoding="utf-8")
+
+
 def _run_stage(context: Context) -> float:
+    """One stage, on all hosts or the first; all return, or raise Stopped, when it is over."""
+    seconds, stopped = 0.0, False
+    with _signals(context):
+        try:
+            if distributed.is_main():
+                seconds = _run_and_record(context)
+            elif context.stage.every_host:
+                _outputs(context)
+        except Stopped:
+            stopped = True
+        distributed.wait()
+    if distributed.total(stopped):
+        raise Stopped
+    return seconds
+
+
+def _run_and_record(context: Context) -> float:
     experiment, stage, workdir = context.experiment, context.stage, context.workdir
     inputs = {name: fingerprint(workdir, name) for name in stage.inputs()}
     settings_path, spent_path = context.directory / "settings.json", context.directory / "seconds.json"
     spent = read_json(spent_path) if spent_path.exists() else 0.0
     write_json(settings_path, {**identity(experiment, stage), "inputs": inputs})
     began = time.monotonic()
-    with _signals(context):
-        try:
-            outputs = stage.run(context)
-        except BaseException as error:
-            _keep_or_forget(context.directory, spent + time.monotonic() - began)
-            if isinstance(error, OSError):
-                where = error.filename or context.directory
-                raise (cannot_write(where, error) if disk_is_full(error) else
-                       UserError(f"stage '{stage.name}': {where}: {error.strerror or error}")) from error
-            raise
+    try:
+        outputs = _outputs(context)
+    except BaseException:
+        _keep_or_forget(context.directory, spent + time.monotonic() - began)
+        raise
     seconds = spent + time.monotonic() - began
     manifest = {
         "stage": stage.name, "settings": to_json(stage), "seed": experiment.seed, "inputs": inputs, "outputs": outputs,
@@ -233,6 +274,15 @@ def _run_stage(context: Context) -> float:
     }
     write_json(context.directory / "manifest.json", manifest)
     return seconds
+
+
+def _outputs(context: Context) -> dict:
+    try:
+        return context.stage.run(context)
+    except OSError as error:
+        where = error.filename or context.directory
+        raise (cannot_write(where, error) if disk_is_full(error) else
+               UserError(f"stage '{context.stage.name}': {where}: {error.strerror or error}")) from error
 
 
 def _keep_or_forget(folder: Path, seconds: float) -> None:

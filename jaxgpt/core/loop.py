@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 import jax
 
-from jaxgpt.core import sharding
+from jaxgpt.core import distributed, sharding
 from jaxgpt.core.checkpoint import Checkpoints
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Stopped
@@ -73,7 +73,8 @@ def train(context: Context, loop: Loop, *, step_fn: Callable, create: Callable[[
     checkpoints = Checkpoints(context.directory / "checkpoints", config=config, keep=loop.keep)
     done, pending = 0, None
     with contextlib.ExitStack() as closing:  # each is closed even where another cannot be: the disk may be full
-        closing.callback(checkpoints.close)
+        closing.push(lambda error, *_: checkpoints.close() if distributed.count() == 1 or error in (None, Stopped) else
+                     None)  # what fails on one host leaves at once: the others would not come to what closing waits for
         if checkpoints.latest() is None:
             state = create()
         else:
@@ -81,6 +82,7 @@ def train(context: Context, loop: Loop, *, step_fn: Callable, create: Callable[[
             done = data["next_step"]
             context.log(f"{context.stage.name}: resumed at step {done:,}")
         rows, next_batch = sharding.batch_sharding(context.mesh, context.rules), batches(done)
+        agreement = distributed.Agreement()
         journal = _Journal(context, loop, steps, done, tokens_per_step, flops_per_token)
         closing.callback(journal.close)
         profile = closing.enter_context(_Profile(context, done))
@@ -99,7 +101,7 @@ def train(context: Context, loop: Loop, *, step_fn: Callable, create: Callable[[
                 journal.computed(*pending)
             pending = (step, metrics, extra)
             profile.after(step, metrics)
-            stop = context.should_stop()
+            stop = agreement.ask(context.should_stop(), after=metrics)
             save = stop or step == steps or (loop.save_every and step % loop.save_every == 0)
             measure = loop.eval_every and (step == steps or step % loop.eval_every == 0)
             if save or measure:
@@ -122,8 +124,8 @@ class _Journal:
         self._context, self._every, self._steps, self._done = context, loop.log_every, steps, done
         self._log = MetricsLog(
             context.directory / "metrics.jsonl", resume=done, trackers=context.experiment.trackers,
-            name=f"{context.experiment.name}/{context.stage.name}")
-        self._began = time.monotonic() - self._log.last.get("time", 0.0)
+            name=f"{context.experiment.name}/{context.stage.name}") if distributed.is_main() else None
+        self._began = time.monotonic() - (self._log.last.get("time", 0.0) if self._log else 0.0)
         self._progress = context.progress(steps, "steps", start=done)
         self._tokens, self._rate = tokens_per_step, _Rate(tokens_per_step, flops_per_token)
         self._compiled = False
@@ -167,11 +169,13 @@ class _Journal:
 
     def _write(self, step: int, metrics: dict) -> None:
         seconds = time.monotonic() - self._began
-        self._log.write(step, time=seconds, tokens=self._tokens and step * self._tokens, **metrics)
+        if self._log:
+            self._log.write(step, time=seconds, tokens=self._tokens and step * self._tokens, **metrics)
 
     def close(self) -> None:
         self._progress.close()
-        self._log.close()
+        if self._log:
+            self._log.close()
 
 
 class _Rate:

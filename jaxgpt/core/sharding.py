@@ -230,11 +230,39 @@ def check_batch(size: int, mesh: Mesh, rules: dict, name: str = "batch", accumul
                         + (f" x accumulate {accumulate}" if accumulate > 1 else "") + f"); {name}={fits} can")
 
 
+def rows_here(size: int, sharding: NamedSharding) -> np.ndarray:
+    """Which rows of a batch of `size` this host's devices hold, in order: those that it loads and gives to `put`."""
+    return np.concatenate([np.arange(size)[rows] for rows in _slices_here(size, sharding)])
+
+
 def put(tree, sharding: NamedSharding):
-    """Puts host arrays on the mesh; on several hosts each gives only its own rows."""
+    """Puts host arrays on the mesh; on several hosts each gives the rows that `rows_here` names, and no others."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+    names = _as_tuple(next(iter(sharding.spec), None))
+    parts = math.prod(sharding.mesh.shape[name] for name in names)
+
+    def one(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)  # it is on the mesh already
+        here = _slices_here(parts, sharding)  # parts of one row each; of any batch they come in the same order
+        each = len(x) // len(here)
+        places = {rows.start * each: place * each for place, rows in enumerate(here)}
+
+        def piece(index):
+            place = places[index[0].start or 0]
+            return x[place:place + each][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback((each * parts, *x.shape[1:]), sharding, piece)
+
+    return jax.tree.map(one, tree)
+
+
+def _slices_here(size: int, sharding: NamedSharding) -> list[slice]:
+    """The parts of `size` rows that this host's devices hold, each once, in order."""
+    rows = NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[:1]))
+    found = {index[0].indices(size)[:2] for index in rows.addressable_devices_indices_map((size,)).values()}
+    return [slice(*bounds) for bounds in sorted(found)]
 
 
 def describe(mesh: Mesh, rules_name: str) -> str:

@@ -2,7 +2,7 @@
 
 All documents of an epoch, in an order drawn for it, are one stream of tokens; the stream is cut into rows, and the
 rows are drawn in a random order too. Any row can be computed from its index, so nothing has to be replayed. Batch k is
-the rows k B to (k + 1) B - 1 of the endless sequence of epochs; host h of H takes its h-th part.
+the rows k B to (k + 1) B - 1 of the endless sequence of epochs; of several hosts, each takes those that it is told.
 """
 
 from __future__ import annotations
@@ -105,44 +105,48 @@ class ConversationRows:
 
 
 class _HostPart:
-    """Of each batch of `batch` rows, the part that one host loads."""
+    """Of each batch of `batch` rows, those that one host loads."""
 
-    def __init__(self, rows, batch: int, host_index: int, host_count: int):
-        self._rows, self._batch = rows, batch
-        self.size = batch // host_count
-        self._first = host_index * self.size
+    def __init__(self, rows, batch: int, mine: Sequence[int]):
+        self._rows, self._batch, self._mine = rows, batch, [int(place) for place in mine]
 
     def __len__(self) -> int:
-        return len(self._rows) // self._batch * self.size
+        return len(self._rows) // self._batch * len(self._mine)
 
     def __getitem__(self, index: int) -> Row:
-        step, offset = divmod(int(index), self.size)
-        return self._rows[step * self._batch + self._first + offset]
+        step, place = divmod(int(index), len(self._mine))
+        return self._rows[step * self._batch + self._mine[place]]
+
+
+def _places(batch: int, mine: Sequence[int] | None) -> Sequence[int]:
+    if batch < 1:
+        raise UserError(f"batch={batch}: at least 1")
+    if mine is None:
+        return range(batch)
+    if not 0 <= min(mine, default=-1) <= max(mine, default=-1) < batch:
+        raise ValueError(f"mine: must name rows from 0 to {batch - 1}, not {list(mine)}")
+    return mine
 
 
 class Batches:
     """An iterator of batches whose place can be read and set. Rows are prepared ahead, on another thread, by grain."""
 
-    def __init__(self, rows, *, batch: int, start_step: int = 0, host_index: int = 0, host_count: int = 1,
-                 prefetch: int = 8):
-        """Raises UserError where the hosts cannot share the batch evenly.
+    def __init__(self, rows, *, batch: int, start_step: int = 0, mine: Sequence[int] | None = None, prefetch: int = 8):
+        """Raises UserError where a batch has no rows.
 
         Args:
           rows: anything with `len` and rows by index, such as `TokenDataset`.
           batch: rows in a batch, all hosts together.
           start_step: the step whose batch comes first.
-          host_index, host_count: which part of each batch to load.
+          mine: which rows of each batch this host loads, see `sharding.rows_here`; all where None.
           prefetch: how many batches to prepare ahead; 0 for none.
         """
         import grain
 
-        if batch < 1 or batch % host_count:
-            raise UserError(f"a batch of {batch} rows cannot be shared evenly by {host_count} hosts")
-        if not 0 <= host_index < host_count:
-            raise ValueError(f"host_index: must be from 0 to {host_count - 1}, not {host_index}")
-        part = _HostPart(rows, batch, host_index, host_count)
+        mine = _places(batch, mine)
+        part = _HostPart(rows, batch, mine)
         options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
-        dataset = grain.MapDataset.source(part).batch(part.size, drop_remainder=True)
+        dataset = grain.MapDataset.source(part).batch(len(mine), drop_remainder=True)
         self._iterator = iter(dataset.to_iter_dataset(options))
         self.restore({"next_index": start_step})
 
@@ -162,7 +166,7 @@ class Batches:
 
 
 def batches(dataset_dir: str | os.PathLike, split: str, *, batch: int, length: int, seed: int, start_step: int = 0,
-            host_index: int = 0, host_count: int = 1) -> Batches:
+            mine: Sequence[int] | None = None) -> Batches:
     """Endless pretraining batches from token shards.
 
     Args:
@@ -171,42 +175,39 @@ def batches(dataset_dir: str | os.PathLike, split: str, *, batch: int, length: i
       batch, length: B and T.
       seed: decides the order.
       start_step: the step whose batch comes first.
-      host_index, host_count: which part of each batch to load.
+      mine: which rows of each batch this host loads; all where None.
 
     Returns:
-      An iterator of {"tokens", "targets", "loss_mask", "segment_ids", "positions"}, each [B / host_count, T].
+      An iterator of {"tokens", "targets", "loss_mask", "segment_ids", "positions"}, each [B, T], or the rows of `mine`.
 
     Raises:
-      UserError: no shards, too few tokens, or a batch that the hosts cannot share.
+      UserError: no shards, or too few tokens.
     """
     rows = TokenDataset(TokenShards(dataset_dir, split), length=length, seed=seed)
-    return Batches(rows, batch=batch, start_step=start_step, host_index=host_index, host_count=host_count)
+    return Batches(rows, batch=batch, start_step=start_step, mine=mine)
 
 
-def evaluation_batches(dataset_dir: str | os.PathLike, split: str, *, batch: int, length: int, host_index: int = 0,
-                       host_count: int = 1) -> Iterator[Row]:
+def evaluation_batches(dataset_dir: str | os.PathLike, split: str, *, batch: int, length: int,
+                       mine: Sequence[int] | None = None) -> Iterator[Row]:
     """The whole split once, in order, every token predicted once; rows of padding fill the last batch.
 
     With `manifest["splits"][split]["bytes"]`, the UTF-8 bytes of the same text, bits per byte = nats / ln 2 / bytes.
 
     Raises:
-      UserError: no shards, or a batch that the hosts cannot share.
+      UserError: no shards, or a batch without rows.
     """
-    if batch < 1 or batch % host_count:
-        raise UserError(f"a batch of {batch} rows cannot be shared evenly by {host_count} hosts")
+    mine = _places(batch, mine)
     rows = EvaluationRows(TokenShards(dataset_dir, split), length=length)
-    part = batch // host_count
     for start in range(0, len(rows), batch):
-        mine = range(start + host_index * part, start + (host_index + 1) * part)
-        yield stack([rows[index] if index < len(rows) else empty_row(length) for index in mine])
+        yield stack([rows[start + place] if start + place < len(rows) else empty_row(length) for place in mine])
 
 
 def conversation_batches(examples: Sequence[Example], *, batch: int, length: int, seed: int, start_step: int = 0,
-                         host_index: int = 0, host_count: int = 1, too_long: str = "refuse") -> Batches:
+                         mine: Sequence[int] | None = None, too_long: str = "refuse") -> Batches:
     """Endless finetuning batches from rendered conversations (see `packing.pack`), in the same form as `batches`.
 
     Raises:
-      UserError: as `packing.pack`, or a batch that the hosts cannot share.
+      UserError: as `packing.pack`.
     """
     rows = ConversationRows(examples, length=length, seed=seed, too_long=too_long)
-    return Batches(rows, batch=batch, start_step=start_step, host_index=host_index, host_count=host_count)
+    return Batches(rows, batch=batch, start_step=start_step, mine=mine)

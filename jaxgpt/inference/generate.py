@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgpt.core import distributed
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import After
 from jaxgpt.core.shapes import check
@@ -181,7 +182,7 @@ def _chunks(params, config, prompts, requests, *, rng, max_new_tokens, stop, opt
     stop = _stop_array(stop)
     state, *part = begin_jit(params, tokens, lengths, limits, numbers, rng, stop, options, config=config, slots=slots)
     while True:
-        *part, finished, running = jax.device_get((*part, state.finished, state.running))
+        *part, finished, running = distributed.fetch((*part, state.finished, state.running))
         yield _Part(*part, finished)
         if not running.any():
             return

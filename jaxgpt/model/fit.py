@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxgpt.core import loop as core_loop
-from jaxgpt.core import sharding
+from jaxgpt.core import distributed, sharding
 from jaxgpt.core.checkpoint import load_params
 from jaxgpt.core.config import from_json, to_json
 from jaxgpt.core.errors import UserError
@@ -100,7 +100,7 @@ def fit(context: Context, trainable: Trainable, create: Callable[[], TrainState]
         context, loop, step_fn=step_fn or trainable.step, create=create, abstract_state=trainable.abstract_state,
         batches=batches, steps=steps, config=to_json(trainable.config), frozen=frozen, evaluate=evaluate,
         tokens_per_step=tokens_per_step, flops_per_token=transformer.flops_per_token(trainable.config, length))
-    lines = read_metrics(context.directory / "metrics.jsonl")
+    lines = read_metrics(context.directory / "metrics.jsonl") if distributed.is_main() else []
     final: dict = {}
     for line in lines:
         final.update({key: value for key, value in line.items() if key not in TIMED})

@@ -51,7 +51,7 @@ def validation(params: Any, rows: Iterable[dict], *, config: transformer.Config,
     batch_rows, everywhere = sharding.batch_sharding(mesh, rules), sharding.replicated(mesh)
     table = np.zeros(config.vocab_size, np.float32)  # the model's vocabulary may be larger than the tokenizer's
     table[:len(token_bytes)] = token_bytes
-    table = jax.device_put(table, everywhere)
+    table = sharding.put(table, everywhere)
     program = evaluation_program(config, mesh, tuple(rules.items()))
     # fetched batch by batch: many collectives under way at once can starve each other on simulated devices
     sums = [jax.device_get(program(params, sharding.put(batch, batch_rows), table)) for batch in rows]

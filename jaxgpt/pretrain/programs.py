@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.core import sharding
+from jaxgpt.core import distributed, sharding
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Stage
 from jaxgpt.core.files import write_text
@@ -43,6 +44,7 @@ class Pretrain(Stage):
     """
 
     name: str = "pretrain"
+    every_host: ClassVar[bool] = True
     model: transformer.Config
     optim: Optim = Optim()
     tokens: int
@@ -101,22 +103,23 @@ class Pretrain(Stage):
         tokenizer = Tokenizer.load(folder)
         check_fits(self.model, tokenizer, self.T)
         trainable = self.trainable(context)
-        hosts = {"host_index": jax.process_index(), "host_count": jax.process_count()}
+        mine = sharding.rows_here(self.batch, sharding.batch_sharding(context.mesh, context.rules))
 
         def train_batches(start: int):
             rows = batches(shards, "train", batch=self.batch, length=self.T, seed=context.seed, start_step=start,
-                           **hosts)
+                           mine=mine)
             return lambda state: (next(rows), {})
 
         def evaluate(state, step: int) -> dict:
-            rows = evaluation_batches(shards, "val", batch=self.batch, length=self.T, **hosts)
+            rows = evaluation_batches(shards, "val", batch=self.batch, length=self.T, mine=mine)
             found = validation(state.params, rows, config=self.model, token_bytes=tokenizer.token_bytes(),
                                mesh=context.mesh, rules=context.rules)
             context.log(f"{self.name}: step {step:,}: validation {found['val_loss']:.4f} nats per token, "
                         f"{found['val_bpb']:.4f} bits per byte")
-            write_samples(context.directory / "samples.jsonl", step,
-                          continuations(state.params, self.model, tokenizer, self.prompts, self.sample_tokens,
-                                        context.rng("samples")))
+            samples = continuations(state.params, self.model, tokenizer, self.prompts, self.sample_tokens,
+                                    context.rng("samples"))
+            if distributed.is_main():
+                write_samples(context.directory / "samples.jsonl", step, samples)
             return found
 
         create = functools.partial(trainable.create, context.rng("init"))

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.core import sharding
+from jaxgpt.core import distributed, sharding
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Stage
 from jaxgpt.core.loop import Loop
@@ -63,6 +63,7 @@ class GRPO(Stage):
     """
 
     name: str = "grpo"
+    every_host: ClassVar[bool] = True
     start_from: str = "sft"
     task: Any
     rehearse: tuple[tuple[Any, float], ...] = ()
@@ -222,8 +223,9 @@ class Practice:
         problems = self._problems[step * stage.prompts:(step + 1) * stage.prompts]
         prompts, lengths = self._pad([render_prompt(self._tokenizer, problem.messages) for problem in problems])
         rows = sharding.batch_sharding(self._context.mesh, self._context.rules)
-        prompts, lengths = sharding.put((prompts, lengths), rows)
-        rolled = jax.device_get(self._rollout(params, prompts, lengths, self._context.rng("rollout", step)))
+        mine = sharding.rows_here(len(prompts), rows)
+        prompts, lengths = sharding.put((prompts[mine], lengths[mine]), rows)
+        rolled = distributed.fetch(self._rollout(params, prompts, lengths, self._context.rng("rollout", step)))
         problems = [problem for problem in problems for _ in range(stage.rollouts)]
         rewards, well_formed = self._rewards(problems, rolled)
         groups = np.repeat(np.arange(stage.prompts), stage.rollouts)
@@ -233,6 +235,8 @@ class Practice:
             mask = mask * rolled.finished[:, None]
         batch = {"tokens": rolled.tokens[:, :-1], "targets": rolled.tokens[:, 1:], "loss_mask": mask,
                  "advantages": advantages, "sampler_logprobs": rolled.logprobs[:, 1:]}
+        mine = sharding.rows_here(len(problems), rows)
+        batch = {name: array[mine] for name, array in batch.items()}
         if stage.updates > 1:
             batch["old_logprobs"] = self._score(params, sharding.put(batch, rows))
         per_group = rewards.reshape(stage.prompts, stage.rollouts)
@@ -250,16 +254,16 @@ class Practice:
             row[:len(prompt)] = prompt
         return padded, np.array([len(prompt) for prompt in prompts], np.int32)
 
-    def _rewards(self, problems, rolled) -> tuple[np.ndarray, list[bool]]:
-        """The checker's verdict on each completion; one that never stopped is not an answer."""
-        rewards, well_formed = np.zeros(len(problems), np.float32), [False] * len(problems)
-        for row, problem in enumerate(problems):
+    def _rewards(self, problems, rolled) -> tuple[np.ndarray, np.ndarray]:
+        """The checker's verdict on each completion; one that never stopped is not an answer. Hosts share the work."""
+        rewards, well_formed = np.zeros(len(problems), np.float32), np.zeros(len(problems), np.int32)
+        for row, problem in list(enumerate(problems))[jax.process_index()::jax.process_count()]:
             tokens = rolled.tokens[row][rolled.completion_mask[row] > 0]
             if not rolled.finished[row]:
                 continue
             text, task = self._tokenizer.decode(tokens[:-1]), self._tasks[problem.task]  # without the stop token
             well_formed[row], rewards[row] = task.well_formed(problem, text), task.reward(problem, text)
-        return rewards, well_formed
+        return distributed.total(rewards), distributed.total(well_formed)
 
 
 def score(params: Any, batch: dict, *, config: transformer.Config, temperature: float) -> jax.Array:

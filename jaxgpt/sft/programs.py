@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -41,6 +41,7 @@ class SFT(Stage):
     """
 
     name: str = "sft"
+    every_host: ClassVar[bool] = True
     start_from: str = "pretrain"
     mixture: tuple[tuple[Any, float], ...]
     conversations: int = 4000
@@ -99,13 +100,15 @@ class SFT(Stage):
         context.log(f"{self.name}: {len(examples['train']):,} conversations in {rows.rows_per_epoch:,} rows, "
                     f"{trained:,} tokens of answers; {self.steps * self.batch / rows.rows_per_epoch:.1f} epochs")
 
+        by_rows = sharding.batch_sharding(context.mesh, context.rules)
+        mine = sharding.rows_here(self.batch, by_rows)
+
         def train_batches(start: int):
-            found = Batches(rows, batch=self.batch, start_step=start, host_index=jax.process_index(),
-                            host_count=jax.process_count())
+            found = Batches(rows, batch=self.batch, start_step=start, mine=mine)
             return lambda state: (next(found), {})
 
-        held_out = jax.device_put(in_batches(pack(examples["val"], length=self.length, seed=0), self.batch),
-                                  sharding.batch_sharding(context.mesh, context.rules))
+        held_out = in_batches(pack(examples["val"], length=self.length, seed=0), self.batch)
+        held_out = sharding.put(jax.tree.map(lambda x: x[mine], held_out), by_rows)
         sums = self.evaluation_program(context, config)
 
         def evaluate(state, step: int) -> dict:

@@ -51,10 +51,11 @@ def test_form_of_a_batch(folder):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_load_the_one_batch(folder, hosts):
     whole = take(folder, 25)  # beyond the first epoch
-    parts = [take(folder, 25, host_index=host, host_count=hosts) for host in range(hosts)]
+    parts = [take(folder, 25, mine=range(host, 8, hosts)) for host in range(hosts)]  # which rows lie where is the mesh's
     assert not np.array_equal(parts[0][0]["tokens"], parts[1][0]["tokens"])
     for step, batch in enumerate(whole):
-        same(batch, {name: np.concatenate([part[step][name] for part in parts]) for name in batch})
+        same(batch, {name: np.stack([part[step][name] for part in parts], 1).reshape(array.shape)
+                     for name, array in batch.items()})
 
 
 def test_resumed_is_uninterrupted(folder):
@@ -65,7 +66,7 @@ def test_resumed_is_uninterrupted(folder):
     for _ in range(5):
         next(iterator)
     assert iterator.state() == {"next_index": 5}
-    other = batches(folder, "train", batch=8, length=16, seed=3, host_index=1, host_count=2)
+    other = batches(folder, "train", batch=8, length=16, seed=3, mine=range(4, 8))
     other.restore(iterator.state())
     same(next(other), {name: array[4:] for name, array in whole[5].items()})
     same(next(iterator), whole[5])
@@ -119,7 +120,7 @@ def test_evaluation_batches_fill_up_with_padding(folder):
     assert all(batch["tokens"].shape == (4, 16) for batch in found)
     targets = np.concatenate([batch["targets"][batch["loss_mask"] > 0] for batch in found])
     assert targets.tolist() == np.concatenate([tokens[1:] for tokens in documents]).tolist()
-    halves = [list(evaluation_batches(folder, "val", batch=4, length=16, host_index=h, host_count=2)) for h in (0, 1)]
+    halves = [list(evaluation_batches(folder, "val", batch=4, length=16, mine=mine)) for mine in ((0, 1), (2, 3))]
     for step, batch in enumerate(found):
         same(batch, {name: np.concatenate([half[step][name] for half in halves]) for name in batch})
 
@@ -135,11 +136,10 @@ def test_conversations_come_in_packed_epochs():
 
 
 def test_bad_requests(folder):
-    with pytest.raises(UserError, match="batch of 8 rows cannot be shared evenly by 3 hosts"):
-        take(folder, 1, host_count=3)
-    with pytest.raises(UserError, match="cannot be shared evenly"):
-        next(evaluation_batches(folder, "val", batch=4, length=16, host_count=3))
+    with pytest.raises(UserError, match="batch=0: at least 1"):
+        next(evaluation_batches(folder, "val", batch=0, length=16))
     with pytest.raises(UserError, match="the documents hold 3 tokens, fewer than one row of 16 \\+ 1"):
         TokenDataset([np.array([1, 2, 3])], length=16, seed=0)
-    with pytest.raises(ValueError, match="host_index"):
-        take(folder, 1, host_index=2, host_count=2)
+    for mine in ([8], [-1], []):
+        with pytest.raises(ValueError, match="mine: must name rows from 0 to 7"):
+            take(folder, 1, mine=mine)
