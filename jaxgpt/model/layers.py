@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.core.sharding import sequence_is_split
+from jaxgpt.core.sharding import parts, sequence_is_split
 from jaxgpt.core.shapes import check
 
 
@@ -87,6 +89,13 @@ def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0) -> ja
     cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def spread_kv_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Repeats key-value heads where there are fewer of them than devices, so that each device has those of its queries."""
+    N, K = q.shape[2], k.shape[2]
+    repeats = math.lcm(K, parts("heads", N)) // K
+    return (k, v) if repeats == 1 else (jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2))
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -11,7 +11,7 @@ def test_partition_uses_each_mesh_axis_once():
     rules = sharding.get_rules("fsdp_tensor")
     assert sharding.partition(("layers", "embed", "heads"), rules) == PartitionSpec(None, "fsdp", "tensor")
     assert sharding.partition(("embed", "embed"), rules) == PartitionSpec("fsdp", None)
-    assert sharding.partition(("batch", "seq"), rules) == PartitionSpec(("data", "fsdp"), None)
+    assert sharding.partition(("batch", "seq"), rules) == PartitionSpec(("data", "fsdp", "expert"), None)
 
 
 def test_the_mesh_always_has_every_axis():
