@@ -109,9 +109,11 @@ def self_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, windows: tuple[i
     sizes = check({"B T N H": {"q": q}, "B T K H": {"k": k, "v": v},
                    "B T": {} if segment_ids is None else {"segment_ids": segment_ids}})
     T, H = sizes["T"], sizes["H"]
-    chosen = choose(implementation, T=T, H=H, dtype=q.dtype, windows=windows, segments=segment_ids is not None)
+    platform = sharding.platform()
+    chosen = choose(implementation, platform=platform, parts=sharding.parts("seq", T), T=T, H=H, dtype=q.dtype,
+                    windows=windows, segments=segment_ids is not None)
     if chosen == "splash":  # its mask is part of the kernel, so a loop over layers holds a kernel for each window
-        kernels = [functools.partial(splash_attention, window=window, interpret=sharding.platform() == "cpu")
+        kernels = [functools.partial(splash_attention, window=window, interpret=platform == "cpu")
                    for window in windows]
         if len(kernels) == 1:
             return kernels[0](q, k, v, segment_ids)
@@ -129,15 +131,17 @@ def self_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, windows: tuple[i
     return checkpoint_name(attention(q, k, v, mask), "attention")
 
 
-def choose(implementation: str, *, T: int, H: int, dtype, windows: tuple[int | None, ...] = (None,),
+def choose(implementation: str, *, platform: str, parts: int = 1, T: int, H: int, dtype, windows: tuple[int | None, ...] = (None,),
            segments: bool = False) -> str:
-    """The implementation for a case, from the platform of the mesh in force.
+    """The implementation for a case.
 
     "auto" takes, in this order: on TPU splash, where it can take the shape; with positions over several devices the
     ring; on GPU cuDNN, where it is exact; XLA.
 
     Args:
       implementation: as in `self_attention`.
+      platform: "tpu", "gpu" or "cpu".
+      parts: over how many devices the positions are split.
       T, H, dtype: of the queries.
       windows: of the layers.
       segments: whether there are segment ids.
@@ -145,26 +149,26 @@ def choose(implementation: str, *, T: int, H: int, dtype, windows: tuple[int | N
     Raises:
       UserError: one that was asked for by name cannot do this case.
 
-    >>> choose("auto", T=128, H=64, dtype=jnp.float32), choose("ring", T=100, H=64, dtype=jnp.float32)
-    ('xla', 'ring')
+    >>> [choose("auto", platform=name, T=1024, H=64, dtype=jnp.bfloat16) for name in ("tpu", "gpu", "cpu")]
+    ['splash', 'cudnn', 'xla']
+    >>> choose("auto", platform="tpu", T=1000, H=64, dtype=jnp.bfloat16)
+    'xla'
     """
-    platform, split = sharding.platform(), sharding.parts("seq", T) > 1
     refusals = {
         "splash": _first((
             (platform == "gpu", "it runs on TPU (and, slowly, on a CPU for tests)"),
-            (T % (128 * sharding.parts("seq", T)), f"it takes a multiple of 128 positions a device, not {T} over "
-                                                   f"{sharding.parts('seq', T)}"))),
+            (T % (128 * parts), f"it takes a multiple of 128 positions a device, not {T} over {parts}"))),
         "cudnn": _first((
-            (platform != "gpu", f"it runs on GPU, not on {platform}"),
+            (platform != "gpu", f"it runs on GPU, and these devices are of platform {platform}"),
             (segments, "it would ignore segment_ids"),
             (any(window is not None for window in windows), f"it is not used with windows={windows}"),
-            (split, "positions lie on several devices; the ring does that"),
+            (parts > 1, "positions lie on several devices; the ring does that"),
             (jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16), f"it takes bfloat16 or float16, not {dtype}"),
             (H % 8 or H > 128, f"it takes head sizes up to 128 that 8 divides, not {H}")))}
     if implementation == "auto":
         if platform == "tpu" and not refusals["splash"]:
             return "splash"
-        return "ring" if split else "xla" if refusals["cudnn"] else "cudnn"
+        return "ring" if parts > 1 else "xla" if refusals["cudnn"] else "cudnn"
     if refusals.get(implementation):
         raise UserError(f"model.attention='{implementation}': {refusals[implementation]}; 'auto' chooses what can")
     return implementation
