@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxgpt.core import sharding
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.shapes import check
-from jaxgpt.model.layers import spread_kv_heads
+from jaxgpt.model.layers import product, spread_kv_heads
 from jaxgpt.model.ring import ring_attention
 from jaxgpt.model.splash import splash_attention
 
@@ -65,7 +65,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *,
     B, T, N, H, S, K = (sizes[name] for name in "BTNHSK")
     scale = H ** -0.5 if scale is None else scale
     q_BTKGH = (q * scale).reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k, preferred_element_type=jnp.float32)
+    scores_BKGTS = product("BTKGH,BSKH->BKGTS", q_BTKGH, k)
     scores_BKGTS = jnp.where(mask[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
     out_BTNH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v.dtype), v).reshape(B, T, N, H)

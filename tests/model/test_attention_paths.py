@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 
-import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +117,9 @@ def test_nothing_leaks_between_documents(path):
 
 # --- the whole model -------------------------------------------------------------------------------------------------
 
+LLAMA = transformer.Config(vocab_size=64, context=128, layers=3, width=32, heads=4, kv_heads=2, init_std=0.3)
+
+
 def loss_and_gradient(config, layout=None):
     tokens = jax.random.randint(jax.random.key(1), (2, 129), 0, 61)
     segments = (jnp.arange(128) // 50)[None] + jnp.zeros((2, 1), jnp.int32)
@@ -136,7 +138,7 @@ def loss_and_gradient(config, layout=None):
     ({"attention": "ring", "windows": (40, None), "remat": "dots"}, None),
     ({"attention": "auto", "loss_chunk": 64}, {"data": 2, "tensor": 2, "sequence": 2})])
 def test_loss_and_gradient_of_the_model_are_those_of_the_plain_one(change, layout):
-    plain = dataclasses.replace(conftest.LLAMA, vocab_size=64, context=128, loss_chunk=None, attention="xla",
+    plain = dataclasses.replace(LLAMA, loss_chunk=None, attention="xla",
                                 windows=change.get("windows", (None,)))
     (reference, params), (ours, _) = loss_and_gradient(plain), loss_and_gradient(
         dataclasses.replace(plain, **change), layout)
@@ -151,7 +153,7 @@ def test_loss_and_gradient_of_the_model_are_those_of_the_plain_one(change, layou
 def test_kept_results_of_the_kernel_are_not_computed_again():
     """One kernel forward and two backward; "full" runs the forward one once more."""
     def kernels(remat):
-        config = dataclasses.replace(conftest.LLAMA, context=128, attention="splash", remat=remat)
+        config = dataclasses.replace(LLAMA, attention="splash", remat=remat)
         run, params = loss_and_gradient(config)
         return str(run.trace(params).jaxpr).count("pallas_call[")
 
