@@ -1,4 +1,4 @@
-"""What a train step is once compiled: nothing gathered whole, no float32 products in bfloat16, memory donated, no recompile."""
+"""A train step once compiled: nothing gathered whole, no float32 products in bfloat16, memory donated, no recompile."""
 
 import dataclasses
 import functools
@@ -37,8 +37,8 @@ def gathered(text: str) -> list[int]:
 
 
 def test_the_count_of_what_is_gathered():
-    assert gathered("%a = f32[4,64]{1,0} all-gather(%b), dimensions={0}\n%c = (f32[2], bf16[3,3]) all-gather(%d, %e)") == [
-        256, 11]
+    text = "%a = f32[4,64]{1,0} all-gather(%b), dimensions={0}\n%c = (f32[2], bf16[3,3]) all-gather(%d, %e)"
+    assert gathered(text) == [256, 11]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -59,8 +59,8 @@ class Optim:
             raise ValueError(f"final_fraction={self.final_fraction}, decay_fraction={self.decay_fraction}: "
                              "fractions are between 0 and 1")
         if self.moments == "bfloat16" and 1 - self.beta2 < 2 ** -8:
-            raise ValueError(f"beta2={self.beta2}: with moments='bfloat16' at most 0.996, or the second moment would not "
-                             "fall when gradients do")
+            raise ValueError(f"beta2={self.beta2}: with moments='bfloat16' at most 0.996, or the second moment would "
+                             "not fall when gradients do")
         if self.warmup < 0:
             raise ValueError(f"warmup={self.warmup}: a number of steps, 0 or more")
 
@@ -118,13 +118,14 @@ def _optimizer(config: Optim, steps: int, logical_axes, moments) -> optax.Gradie
 
 
 def _second_moments_in(optimizer: optax.GradientTransformation, dtype) -> optax.GradientTransformation:
-    """The optimizer, its second moments kept in `dtype` between steps and used in float32 (optax casts the first only)."""
+    """The optimizer, its second moments kept in `dtype` between steps and used in float32 (optax casts the first)."""
     if dtype == jnp.float32:
         return optimizer
 
     def cast(state, dtype):
         adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
-        return jax.tree.map(lambda x: x._replace(nu=optax.tree.cast(x.nu, dtype)) if adam(x) else x, state, is_leaf=adam)
+        return jax.tree.map(lambda x: x._replace(nu=optax.tree.cast(x.nu, dtype)) if adam(x) else x, state,
+                            is_leaf=adam)
 
     def update(grads, state, params=None):
         updates, state = optimizer.update(grads, cast(state, jnp.float32), params)

@@ -21,8 +21,9 @@ from jaxgpt.core.errors import UserError
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 
 # Logical axis -> the mesh axes that split it. What is not named is not split. Rows go over the expert axis too: between
-# the expert layers it is one more data axis, and a model without experts can use it as that.
-_ACTIVATIONS = {"batch": ("data", "fsdp", "expert")}
+# the expert layers it is one more data axis, and a model without experts can use it as that. "lookup" is the batch of
+# what is looked up in a table whose columns are split over fsdp.
+_ACTIVATIONS = {"batch": ("data", "fsdp", "expert"), "lookup": ("data", "expert")}
 RULES: dict[str, dict[str, tuple[str, ...]]] = {
     "replicated": {**_ACTIVATIONS},
     "fsdp": {**_ACTIVATIONS, "embed": ("fsdp",)},
@@ -107,7 +108,7 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def on_shards(function, *axes: tuple[str | None, ...]):
-    """`function` run by each device on its own part of the arguments: for kernels and rings, which the compiler cannot split.
+    """`function` run by each device on its own part of the arguments: for kernels, which the compiler cannot split.
 
     Args:
       function: arrays -> one array, laid out like the first argument.

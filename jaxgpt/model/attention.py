@@ -131,8 +131,8 @@ def self_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, windows: tuple[i
     return checkpoint_name(attention(q, k, v, mask), "attention")
 
 
-def choose(implementation: str, *, platform: str, parts: int = 1, T: int, H: int, dtype, windows: tuple[int | None, ...] = (None,),
-           segments: bool = False) -> str:
+def choose(implementation: str, *, platform: str, parts: int = 1, T: int, H: int, dtype,
+           windows: tuple[int | None, ...] = (None,), segments: bool = False) -> str:
     """The implementation for a case.
 
     "auto" takes, in this order: on TPU splash, where it can take the shape; with positions over several devices the

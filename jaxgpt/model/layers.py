@@ -120,7 +120,7 @@ def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0) -> ja
 
 
 def spread_kv_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Repeats key-value heads where there are fewer of them than devices, so that each device has those of its queries."""
+    """Repeats key-value heads where there are fewer than devices, so that each device has those of its queries."""
     N, K = q.shape[2], k.shape[2]
     repeats = math.lcm(K, parts("heads", N)) // K
     return (k, v) if repeats == 1 else (jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2))

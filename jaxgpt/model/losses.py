@@ -59,7 +59,7 @@ def token_logprobs(params: Any, x: jax.Array, targets: jax.Array, *, config: tra
     chunk = config.loss_chunk
     if chunk is None or B * T <= chunk:
         return chunk_logprobs(x, targets)
-    if (devices := parts("seq", T)) > 1:  # [B, T] must stay apart: a chunk is, of every row, some positions of each device
+    if (devices := parts("seq", T)) > 1:  # [B, T] stays apart: a chunk is some positions of each device, of every row
         own = T // devices
         count = next(n for n in range(1, own + 1) if own % n == 0 and (n * chunk >= B * T or n == own))
         out = _in_chunks(chunk_logprobs, x.swapaxes(0, 1), targets.swapaxes(0, 1), T // count, ("seq", "batch"))

@@ -1,10 +1,10 @@
 """What the forward pass of a layer keeps for the backward pass: policies of rematerialisation by name.
 
-Named in a layer are "qkv" (queries, keys and values, after rotary), "attention" (the kernel's result with its log-sum-exp,
-without which the kernel would run again), "attention_out" (after the projection) and "mlp_up" (the products before the
-activation). The result of the mlp has no name: the backward pass does not read it.
+Named in a layer are "qkv" (queries, keys and values, after rotary), "attention" (the kernel's result with its
+log-sum-exp, without which the kernel would run again), "attention_out" (after the projection) and "mlp_up" (the products
+before the activation). The result of the mlp has no name: the backward pass does not read it.
 
-Kept of a layer, in elements a token beside its input D (N, K, H, F as in `transformer.py`; F twice where there is a gate):
+Kept of a layer, in elements a token beside its input D (key in `transformer.py`; F twice where there is a gate):
 
     none     everything, the weights of an "xla" attention [N, T] included
     dots     (N + 2K) H + N H + D + F, before rotary

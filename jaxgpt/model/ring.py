@@ -1,4 +1,7 @@
-"""Attention for sequences that lie on several devices: keys and values travel round a ring. Dimension key in `transformer.py`."""
+"""Attention for sequences that lie on several devices: keys and values travel round a ring.
+
+Dimension key in `transformer.py`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _NEVER = -1e30  # a score below all others, finite so that differences are numbe
 
 def ring_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, window: jax.Array | int | None = None,
                    segment_ids: jax.Array | None = None) -> jax.Array:
-    """Causal attention, each device holding T / P positions: its queries stay, keys and values visit every device.
+    """Causal attention, T / P positions on each device: its queries stay, keys and values visit every device.
 
         m ← max(m, s),   l ← Σ exp(s - m),   o ← Σ exp(s - m) v,   out = o / l        s = q kᵀ / √H, block by block
 
@@ -157,7 +160,7 @@ def _first(ring, turn, T):
 
 
 def _blocks(add, nothing, state, held, start, first_query, T, window):
-    """Folds `add(state, block, start) -> (state, found)` over blocks of what is held; where no query sees one, `nothing`.
+    """Folds `add(state, block, start) -> (state, found)` over blocks of what is held; `nothing` where no query sees one.
 
     `found` and `nothing` are arrays by position [B, T, ...], of which each block gives its own part.
     """

@@ -58,9 +58,9 @@ class Config:
       zero_init_outputs: start each block as the identity (its last projection and an untied head at 0); otherwise those
         projections start at 1 / √(2L) of the others, as in GPT-2.
       dtype: of activations and products; parameters are float32.
-      attention: the kernel of training: "auto" (by the platform), "splash", "ring", "cudnn" or "xla"; see `attention.py`.
-      remat: what the forward pass keeps of each layer besides its input, from most to least: "none" (everything), "dots",
-        "names", "offload" (as names, in the host's memory), "full" (nothing); see `remat.py`.
+      attention: the kernel of training: "auto" (by platform), "splash", "ring", "cudnn" or "xla"; see `attention.py`.
+      remat: what the forward pass keeps of each layer besides its input, from most to least: "none" (everything),
+        "dots", "names", "offload" (as names, in the host's memory), "full" (nothing); see `remat.py`.
       unroll: how many layers one turn of the loop over layers holds; `layers` leaves no loop.
       loss_chunk: positions whose logits are in memory at once, for the loss; None for all.
     """
@@ -133,20 +133,20 @@ class Transformer(nn.Module):
     def __call__(self, tokens, positions, segment_ids, cache):
         config = self.config
         std = config.init_std or 1.0
-        table = self.param("embed", _init(("vocab", "embed"), std), (config.vocab_size, config.width))
-        # gathered like any weight where it is used: rows of a split table would be looked up for all of the batch
-        x = shard(table.astype(config.dtype), "vocab", None)[tokens]
+        x = self.param("embed", _init(("vocab", "embed"), std), (config.vocab_size, config.width))[tokens]
         if config.position == "learned":
             table = self.param("positions", _init(("position", "embed"), std), (config.context, config.width))
-            x = x + table[positions].astype(config.dtype)
-        x = shard(x, "batch", "seq", None)
+            x = x + table[positions]
+        # first as the table is split, then as the batch is: in one go the compiler would gather the whole batch
+        x = shard(shard(x.astype(config.dtype), "lookup", "seq", "embed"), "batch", "seq", None)
         if config.embed_norm:
             x = rms_norm(x, eps=config.norm_eps)
         if cache is None:
             stack = nn.scan(_remat(config), variable_axes={"params": 0}, split_rngs={"params": True},
                             length=config.layers, in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0), out_axes=0,
                             unroll=config.unroll, metadata_params={nn.PARTITION_NAME: "layers"})
-            x, (_, captured) = stack(config, self.capture, name="layers")(x, positions, segment_ids, None, _which(config))
+            x, (_, captured) = stack(config, self.capture, name="layers")(x, positions, segment_ids, None,
+                                                                          _which(config))
         else:  # a loop in Python: a scan would copy the whole cache in and out at every token
             layers, block = self.get_variable("params", "layers"), Block(config, self.capture, parent=None)
             updated, seen = [], []

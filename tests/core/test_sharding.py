@@ -92,7 +92,8 @@ def test_the_expert_axis_takes_rows():
 def test_the_layout_is_told_with_what_a_device_holds():
     mesh = sharding.make_mesh(sharding.Layout(data=2, sequence=4))
     assert sharding.describe(mesh, "fsdp_tensor_sequence", 6, 1024) == (
-        "8 x cpu: data 2 x sequence 4, rules 'fsdp_tensor_sequence'; each device holds 3 of 6 rows and 256 of 1024 positions")
+        "8 x cpu: data 2 x sequence 4, rules 'fsdp_tensor_sequence'; each device holds 3 of 6 rows and 256 of 1024 "
+        "positions")
     assert sharding.describe(mesh, "fsdp").endswith("rules 'fsdp'")
 
 
