@@ -12,7 +12,11 @@ from jaxgpt.core import sharding
 from jaxgpt.core.step import abstract
 from jaxgpt.data.loader import batches
 
-LAYOUTS = {"fsdp": {"data": 2, "fsdp": 4}, "fsdp_tensor": {"data": 1, "fsdp": 4, "tensor": 2}}
+LAYOUTS = {"fsdp": {"data": 2, "fsdp": 4}, "fsdp_tensor": {"data": 1, "fsdp": 4, "tensor": 2},
+           "fsdp_tensor_sequence": {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
+           "replicated": {"data": 2, "fsdp": 2, "expert": 2}}
+PARTS = {"fsdp": 4, "fsdp_tensor": 8, "fsdp_tensor_sequence": 4, "replicated": 1}  # of the parameters
+QUICK_FIRST = [pytest.param(rules, marks=[] if rules == "fsdp" else pytest.mark.slow) for rules in LAYOUTS]
 
 
 def mesh(rules: str | None):
@@ -49,6 +53,10 @@ def same(found: dict[int, float], expected: dict[int, float]) -> None:
     assert found[worst] == pytest.approx(expected[worst], rel=1e-5), f"step {worst}"
 
 
+def test_every_preset_is_here():
+    assert set(LAYOUTS) == set(sharding.RULES) == set(PARTS)
+
+
 @pytest.mark.parametrize("rules", LAYOUTS)
 @pytest.mark.parametrize("kind", [pytest.param("adamw"), pytest.param("muon", marks=pytest.mark.slow)])
 def test_eight_devices_agree_with_one(pretrain, kind, rules):
@@ -63,7 +71,7 @@ def test_the_state_is_really_sharded(tiny_data, kind, rules):
     corpus, workdir = tiny_data
     context = tiny.context(experiment(corpus, kind, rules), "pretrain", workdir, mesh(rules))
     trainable = context.stage.trainable(context)
-    parts = {"fsdp": 4, "fsdp_tensor": 8}[rules]
+    parts = PARTS[rules]
 
     def share(tree) -> float:
         """How much of a tree one device holds."""
@@ -90,7 +98,7 @@ def test_a_step_is_born_runs_and_stays_sharded(tiny_data):
         state, _ = trainable.step(state, (), batch)
 
 
-@pytest.mark.parametrize("rules", LAYOUTS)
+@pytest.mark.parametrize("rules", QUICK_FIRST)
 def test_a_resumed_run_may_have_other_devices(tiny_data, pretrain, tmp_path, rules):
     corpus, workdir = tiny_data
     one = pretrain("adamw", None)
@@ -117,7 +125,7 @@ def test_finetuning_and_practice_on_eight_devices(tiny_base, tmp_path, rules):
     shutil.rmtree(work / "sft")
     shutil.copytree(workdir / "sft", work / "sft")  # the very same start, so that the first batch is the same
     alone = shutil.copytree(work, tmp_path / "alone")
-    tiny.run_stages(tiny.experiment(corpus, rules=rules, grpo_steps=1, kl_weight=0.1), ("grpo",), work, mesh(rules))
-    tiny.run_stages(tiny.experiment(corpus, grpo_steps=1, kl_weight=0.1), ("grpo",), alone)
+    tiny.run_stages(tiny.experiment(corpus, rules=rules, grpo_steps=1, kl_weight=0.1, max_new_tokens=5), ("grpo",), work, mesh(rules))
+    tiny.run_stages(tiny.experiment(corpus, grpo_steps=1, kl_weight=0.1, max_new_tokens=5), ("grpo",), alone)
     for key in ("reward", "completion_tokens", "ratio", "kl", "entropy", "grad_norm"):
         assert tiny.losses(work, "grpo", key)[1] == pytest.approx(tiny.losses(alone, "grpo", key)[1], rel=1e-4), key

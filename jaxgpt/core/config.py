@@ -221,10 +221,19 @@ def from_json(cls, value: dict):
         raise UserError(f"{cls.__name__}: {error}") from error
 
 
+# How a model is computed, not what it is, by class: such a field may change between a run and its resumption.
+HARDWARE = {"Config": ("attention", "remat", "unroll", "loss_chunk")}
+
+
 def first_difference(old, new, path: str = "") -> str | None:
-    """Where two JSON values first differ, as "optim.lr is 0.02 there and 0.01 here"; None where they agree."""
+    """Where two JSON values first differ, as "optim.lr is 0.02 there and 0.01 here"; None where they agree.
+
+    Fields that are choices of hardware do not count.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
+            if name in HARDWARE.get(new.get("type"), ()):
+                continue
             found = first_difference(old.get(name), new.get(name), f"{path}.{name}" if path else name)
             if found:
                 return found

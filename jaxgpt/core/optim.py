@@ -27,7 +27,8 @@ class Optim:
       weight_decay: decoupled, on weights of two and more dimensions only (with Muon: on its matrices only).
       clip_norm: largest global gradient norm; None for no clipping.
       momentum: of Muon (Nesterov).
-      moments: type of the first moments; "bfloat16" halves their memory.
+      moments: type in which moments are kept between steps; "bfloat16" halves their memory. Not with a beta2 above
+        0.996: what a step then adds or takes away is less than bfloat16 can tell apart.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -57,6 +58,9 @@ class Optim:
         if not 0 <= self.final_fraction <= 1 or not 0 < self.decay_fraction <= 1:
             raise ValueError(f"final_fraction={self.final_fraction}, decay_fraction={self.decay_fraction}: "
                              "fractions are between 0 and 1")
+        if self.moments == "bfloat16" and 1 - self.beta2 < 2 ** -8:
+            raise ValueError(f"beta2={self.beta2}: with moments='bfloat16' at most 0.996, or the second moment would "
+                             "not fall when gradients do")
         if self.warmup < 0:
             raise ValueError(f"warmup={self.warmup}: a number of steps, 0 or more")
 
@@ -95,6 +99,10 @@ def make_optimizer(config: Optim, steps: int, logical_axes) -> optax.GradientTra
         it has "layers" and two more axes; stacked layers are then orthogonalised one by one.
     """
     moments = jnp.dtype(config.moments)
+    return _second_moments_in(_optimizer(config, steps, logical_axes, moments), moments)
+
+
+def _optimizer(config: Optim, steps: int, logical_axes, moments) -> optax.GradientTransformation:
     if config.kind == "adamw":
         decayed = jax.tree.map(lambda axes: len([a for a in axes if a != "layers"]) > 1, logical_axes, is_leaf=_is_axes)
         return optax.adamw(make_schedule(config, steps), config.beta1, config.beta2, config.eps, mu_dtype=moments,
@@ -107,6 +115,23 @@ def make_optimizer(config: Optim, steps: int, logical_axes) -> optax.GradientTra
         adam_b1=config.beta1, adam_b2=config.beta2, eps=config.eps,
         adam_learning_rate=make_schedule(config, steps, config.adam_lr or config.lr),
         muon_weight_dimension_numbers=dimensions)
+
+
+def _second_moments_in(optimizer: optax.GradientTransformation, dtype) -> optax.GradientTransformation:
+    """The optimizer, its second moments kept in `dtype` between steps and used in float32 (optax casts the first)."""
+    if dtype == jnp.float32:
+        return optimizer
+
+    def cast(state, dtype):
+        adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
+        return jax.tree.map(lambda x: x._replace(nu=optax.tree.cast(x.nu, dtype)) if adam(x) else x, state,
+                            is_leaf=adam)
+
+    def update(grads, state, params=None):
+        updates, state = optimizer.update(grads, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(optimizer.init(params), dtype), update)
 
 
 def _is_axes(x) -> bool:

@@ -20,8 +20,10 @@ from jaxgpt.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 
-# Logical axis -> the mesh axes that split it. What is not named is not split.
-_ACTIVATIONS = {"batch": ("data", "fsdp")}
+# Logical axis -> the mesh axes that split it. What is not named is not split. Rows go over the expert axis too: between
+# the expert layers it is one more data axis, and a model without experts can use it as that. "lookup" is the batch of
+# what is looked up in a table whose columns are split over fsdp.
+_ACTIVATIONS = {"batch": ("data", "fsdp", "expert"), "lookup": ("data", "expert")}
 RULES: dict[str, dict[str, tuple[str, ...]]] = {
     "replicated": {**_ACTIVATIONS},
     "fsdp": {**_ACTIVATIONS, "embed": ("fsdp",)},
@@ -130,18 +132,59 @@ def in_force(mesh: Mesh, rules: dict):
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Lays `x` out by its logical axes; the identity where no mesh is in force or it has one device."""
+    """Lays `x` out by its logical axes; the identity where no mesh is in force or it has one device.
+
+    A dimension that its mesh axes cannot divide (one token of a decode step, 2 heads over 4 devices) stays whole.
+    """
     found = _IN_FORCE.get()
     if found is None or found[0].size == 1:
         return x
-    mesh, rules = found
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, rules)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(found[0], _fitting(x.shape, axes, *found)))
+
+
+def on_shards(function, *axes: tuple[str | None, ...]):
+    """`function` run by each device on its own part of the arguments: for kernels, which the compiler cannot split.
+
+    Args:
+      function: arrays -> one array, laid out like the first argument.
+      axes: the logical axes of each argument. A dimension that its mesh axes cannot divide stays whole.
+    """
+    found = _IN_FORCE.get()
+    if found is None or found[0].size == 1:
+        return function
+
+    def mapped(*arrays):
+        specs = tuple(_fitting(array.shape, names, *found) for array, names in zip(arrays, axes, strict=True))
+        return jax.shard_map(function, mesh=found[0], in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+    return mapped
+
+
+def mesh_axes(axis: str, size: int) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis of that size now; () where it stays whole."""
+    found = _IN_FORCE.get()
+    if found is None:
+        return ()
+    names = tuple(name for name in found[1].get(axis, ()) if found[0].shape[name] > 1)
+    return names if size % math.prod(found[0].shape[name] for name in names) == 0 else ()
+
+
+def parts(axis: str, size: int) -> int:
+    """In how many parts a logical axis of that size lies on the devices now; 1 where it stays whole."""
+    return math.prod(_IN_FORCE.get()[0].shape[name] for name in mesh_axes(axis, size))
 
 
 def sequence_is_split() -> bool:
     """Whether positions of one sequence live on several devices (then [B, T] must not be flattened to [B*T])."""
     found = _IN_FORCE.get()
     return found is not None and "seq" in found[1] and found[0].shape["sequence"] > 1
+
+
+def platform() -> str:
+    """"tpu", "gpu" or "cpu": that of the mesh in force, which need not be this machine's (programs are compiled for
+    devices that are not there)."""
+    found = _IN_FORCE.get()
+    return jax.default_backend() if found is None else found[0].devices.flat[0].platform
 
 
 # --- parameters and state --------------------------------------------------------------------------------------------
@@ -159,6 +202,17 @@ def partition(axes, rules: dict) -> PartitionSpec:
         used.update(mesh_axes)
         spec.append(mesh_axes if len(mesh_axes) > 1 else mesh_axes[0] if mesh_axes else None)
     return PartitionSpec(*spec)
+
+
+def _fitting(shape, axes, mesh: Mesh, rules: dict) -> PartitionSpec:
+    """The partition of an activation, without the axes that do not divide their dimension."""
+    spec = partition(axes, rules)
+    return PartitionSpec(*(names if size % _count(mesh, names) == 0 else None for size, names in zip(shape, spec)))
+
+
+def _count(mesh: Mesh, names: Any) -> int:
+    """How many devices lie along some mesh axes."""
+    return math.prod(mesh.shape[name] for name in _as_tuple(names))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -184,10 +238,10 @@ def param_shardings(logical_axes, abstract_params, mesh: Mesh, rules: dict):
     def one(path, axes, leaf):
         spec = partition(axes, rules)
         for size, axis, names in zip(leaf.shape, axes, spec):
-            parts = math.prod(mesh.shape[name] for name in _as_tuple(names))
-            if size % parts:
+            if size % (count := _count(mesh, names)):
                 raise UserError(f"parameter {jax.tree_util.keystr(path)}: its '{axis}' dimension is {size}, which the "
-                                f"mesh axes {', '.join(_as_tuple(names))} of size {parts} cannot divide")
+                                f"mesh axes {', '.join(_as_tuple(names))} of size {count} cannot divide; "
+                                f"{_nearest(size, count)} can be")
         return NamedSharding(mesh, spec)
 
     return jax.tree.map_with_path(one, logical_axes, abstract_params, is_leaf=lambda x: isinstance(x, tuple))
@@ -215,6 +269,8 @@ def state_shardings(abstract_state, shardings_of_params, mesh: Mesh):
     return jax.tree.map_with_path(one, abstract_state)
 
 
+# --- checks at the start ---------------------------------------------------------------------------------------------
+
 def check_batch(size: int, mesh: Mesh, rules: dict, name: str = "batch", accumulate: int = 1) -> None:
     """Refuses a batch that the mesh cannot divide.
 
@@ -222,12 +278,60 @@ def check_batch(size: int, mesh: Mesh, rules: dict, name: str = "batch", accumul
       UserError: with the numbers and the nearest batch that fits.
     """
     axes = rules.get("batch", ())
-    parts = math.prod(mesh.shape[axis] for axis in axes) * accumulate
-    if size % parts:
-        fits = max(parts, parts * round(size / parts))
-        raise UserError(f"{name}={size}: cannot be divided over {parts} (mesh axes "
+    count = _count(mesh, axes) * accumulate
+    if size % count:
+        raise UserError(f"{name}={size}: cannot be divided over {count} (mesh axes "
                         + " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
-                        + (f" x accumulate {accumulate}" if accumulate > 1 else "") + f"); {name}={fits} can")
+                        + (f" x accumulate {accumulate}" if accumulate > 1 else "")
+                        + f"); {name}={_nearest(size, count)} can")
+
+
+def check_length(length: int, mesh: Mesh, rules: dict, name: str = "length") -> None:
+    """Refuses sequences that the mesh cannot divide.
+
+    Raises:
+      UserError: with the numbers and the nearest length that fits.
+    """
+    count = _count(mesh, rules.get("seq", ()))
+    if length % count:
+        raise UserError(f"{name}={length}: positions cannot be divided over {count} devices (mesh axis sequence); "
+                        f"{_nearest(length, count)} can")
+
+
+def check_heads(heads: int, kv_heads: int, mesh: Mesh, rules: dict) -> None:
+    """Refuses a model whose attention heads the mesh would cut in two.
+
+    Fewer key-value heads than devices are fine where each then serves a whole number of devices.
+
+    Raises:
+      UserError: with the numbers and the nearest that fit.
+    """
+    count, kv_count = _count(mesh, rules.get("heads", ())), _count(mesh, rules.get("kv_heads", ()))
+    if heads % count:
+        raise UserError(f"model.heads={heads}: heads cannot be divided over {count} devices (mesh axis tensor); "
+                        f"{_nearest(heads, count)} can, and so can {heads} over {math.gcd(heads, count)}")
+    if kv_heads % kv_count and kv_count % kv_heads:
+        raise UserError(f"model.kv_heads={kv_heads}: neither divides nor is divided by {kv_count} devices (mesh axis "
+                        f"tensor); {_nearest(kv_heads, kv_count)} can be, and so can {kv_heads} over "
+                        f"{math.gcd(kv_heads, kv_count)}")
+
+
+def check_used(mesh: Mesh, rules: dict) -> None:
+    """Refuses a mesh axis that the rules split nothing over: its devices would all do the same work.
+
+    Raises:
+      UserError: names the axis and the presets that use it.
+    """
+    used = {name for names in rules.values() for name in names}
+    for axis, size in mesh.shape.items():
+        if size > 1 and axis not in used:
+            fits = [name for name, other in RULES.items() if any(axis in names for names in other.values())]
+            raise UserError(f"layout.{axis}={size}: these rules split nothing over it, so {size} devices would do the "
+                            f"same work; rules that use it: {', '.join(fits)}")
+
+
+def _nearest(size: int, count: int) -> int:
+    return max(count, count * round(size / count))
 
 
 def rows_here(size: int, sharding: NamedSharding) -> np.ndarray:
@@ -265,10 +369,15 @@ def _slices_here(size: int, sharding: NamedSharding) -> list[slice]:
     return [slice(*bounds) for bounds in sorted(found)]
 
 
-def describe(mesh: Mesh, rules_name: str) -> str:
-    """One line that says how the devices are laid out."""
+def describe(mesh: Mesh, rules_name: str, rows: int | None = None, length: int | None = None) -> str:
+    """One line that says how the devices are laid out, and what each holds of a batch where its size is given."""
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
-    return f"{mesh.size} x {jax.devices()[0].device_kind}: {sizes}, rules '{rules_name}'"
+    text = f"{mesh.size} x {mesh.devices.flat[0].device_kind}: {sizes}, rules '{rules_name}'"
+    if rows is None or length is None:
+        return text
+    rules = get_rules(rules_name)
+    held = rows / _count(mesh, rules.get("batch", ())), length / _count(mesh, rules.get("seq", ()))
+    return f"{text}; each device holds {held[0]:g} of {rows} rows and {held[1]:g} of {length} positions"
 
 
 def _as_tuple(names: Any) -> tuple[str, ...]:

@@ -1,11 +1,19 @@
-"""Attention: who may look at whom, and the weighted sum. Dimension key in `transformer.py`."""
+"""Attention: who may look at whom, the weighted sum, and the choice of a kernel. Dimension key in `transformer.py`."""
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from jaxgpt.core import sharding
+from jaxgpt.core.errors import UserError
 from jaxgpt.core.shapes import check
+from jaxgpt.model.layers import product, spread_kv_heads
+from jaxgpt.model.ring import ring_attention
+from jaxgpt.model.splash import splash_attention
 
 
 def attention_mask(query_positions: jax.Array, key_positions: jax.Array, *, window: jax.Array | int | None = None,
@@ -57,8 +65,121 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *,
     B, T, N, H, S, K = (sizes[name] for name in "BTNHSK")
     scale = H ** -0.5 if scale is None else scale
     q_BTKGH = (q * scale).reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k, preferred_element_type=jnp.float32)
+    scores_BKGTS = product("BTKGH,BSKH->BKGTS", q_BTKGH, k)
     scores_BKGTS = jnp.where(mask[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
     out_BTNH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v.dtype), v).reshape(B, T, N, H)
     return (out_BTNH, weights_BKGTS.reshape(B, N, T, S)) if with_weights else out_BTNH
+
+
+def write_cache(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+    """slots[b, positions[b, t]] = new[b, t].
+
+    Args:
+      slots: [B, S, K, H].
+      new: [B, T, K, H].
+      positions: int [B, T].
+    """
+    return slots.at[jnp.arange(slots.shape[0])[:, None], positions].set(new.astype(slots.dtype))
+
+
+def self_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, windows: tuple[int | None, ...] = (None,),
+                   which: jax.Array | int = 0, segment_ids: jax.Array | None = None,
+                   implementation: str = "auto") -> jax.Array:
+    """Causal attention of a sequence to itself, by the kernel that suits the devices: one result, several ways.
+
+    Source: "splash" is block-sparse FlashAttention (Dao et al. 2022) in Pallas, see `splash.py`; "ring" is Liu et al.
+    2023, see `ring.py`; "cudnn" is the library's fused kernel; "xla" is `attention` above, which holds all weights
+    [B, N, T, T] at once. All of them add up in float32.
+
+    Args:
+      q: [B, T, N, H].
+      k, v: [B, T, K, H].
+      windows: how far back a query sees, itself included; None for all. One for each kind of layer.
+      which: index into `windows`; may be traced, as in a loop over layers.
+      segment_ids: int [B, T]; tokens of different segments do not see each other.
+      implementation: "auto", "splash", "ring", "cudnn" or "xla"; `choose` says what "auto" takes.
+
+    Returns:
+      [B, T, N, H].
+
+    Raises:
+      UserError: an implementation was asked for by name that cannot do this case.
+    """
+    sizes = check({"B T N H": {"q": q}, "B T K H": {"k": k, "v": v},
+                   "B T": {} if segment_ids is None else {"segment_ids": segment_ids}})
+    T, H = sizes["T"], sizes["H"]
+    platform = sharding.platform()
+    chosen = choose(implementation, platform=platform, parts=sharding.parts("seq", T), T=T, H=H, dtype=q.dtype,
+                    windows=windows, segments=segment_ids is not None)
+    if chosen == "splash":  # its mask is part of the kernel, so a loop over layers holds a kernel for each window
+        kernels = [functools.partial(splash_attention, window=window, interpret=platform == "cpu")
+                   for window in windows]
+        if len(kernels) == 1:
+            return kernels[0](q, k, v, segment_ids)
+        return jax.lax.switch(which, kernels, q, k, v, segment_ids)
+    if chosen == "cudnn":
+        kernel = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+        heads = ("batch", None, "heads", None)
+        k, v = spread_kv_heads(q, k, v)
+        return checkpoint_name(sharding.on_shards(kernel, heads, heads, heads)(q, k, v), "attention")
+    window = pick_window(windows, which)
+    if chosen == "ring":
+        return ring_attention(q, k, v, window=window, segment_ids=segment_ids)
+    index = jnp.arange(T)[None]
+    mask = attention_mask(index, index, window=window, query_segments=segment_ids, key_segments=segment_ids)
+    return checkpoint_name(attention(q, k, v, mask), "attention")
+
+
+def choose(implementation: str, *, platform: str, parts: int = 1, T: int, H: int, dtype,
+           windows: tuple[int | None, ...] = (None,), segments: bool = False) -> str:
+    """The implementation for a case.
+
+    "auto" takes, in this order: on TPU splash, where it can take the shape; with positions over several devices the
+    ring; on GPU cuDNN, where it is exact; XLA.
+
+    Args:
+      implementation: as in `self_attention`.
+      platform: "tpu", "gpu" or "cpu".
+      parts: over how many devices the positions are split.
+      T, H, dtype: of the queries.
+      windows: of the layers.
+      segments: whether there are segment ids.
+
+    Raises:
+      UserError: one that was asked for by name cannot do this case.
+
+    >>> [choose("auto", platform=name, T=1024, H=64, dtype=jnp.bfloat16) for name in ("tpu", "gpu", "cpu")]
+    ['splash', 'cudnn', 'xla']
+    >>> choose("auto", platform="tpu", T=1000, H=64, dtype=jnp.bfloat16)
+    'xla'
+    """
+    refusals = {
+        "splash": _first((
+            (platform == "gpu", "it runs on TPU (and, slowly, on a CPU for tests)"),
+            (T % (128 * parts), f"it takes a multiple of 128 positions a device, not {T} over {parts}"))),
+        "cudnn": _first((
+            (platform != "gpu", f"it runs on GPU, and these devices are of platform {platform}"),
+            (segments, "it would ignore segment_ids"),
+            (any(window is not None for window in windows), f"it is not used with windows={windows}"),
+            (parts > 1, "positions lie on several devices; the ring does that"),
+            (jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16), f"it takes bfloat16 or float16, not {dtype}"),
+            (H % 8 or H > 128, f"it takes head sizes up to 128 that 8 divides, not {H}")))}
+    if implementation == "auto":
+        if platform == "tpu" and not refusals["splash"]:
+            return "splash"
+        return "ring" if parts > 1 else "xla" if refusals["cudnn"] else "cudnn"
+    if refusals.get(implementation):
+        raise UserError(f"model.attention='{implementation}': {refusals[implementation]}; 'auto' chooses what can")
+    return implementation
+
+
+def pick_window(windows: tuple[int | None, ...], which) -> jax.Array | int | None:
+    """The window of a layer for `attention_mask`: static where all are one or `which` is an int."""
+    if len(windows) == 1 or isinstance(which, int):
+        return windows[which if isinstance(which, int) else 0]
+    return jnp.array([window or 2 ** 30 for window in windows], jnp.int32)[which]
+
+
+def _first(cases) -> str:
+    return next((reason for holds, reason in cases if holds), "")

@@ -61,6 +61,8 @@ def make_trainable(context: Context, config: transformer.Config, optim: Optim, l
       accumulate: micro-batches.
       with_reference: whether the step's `frozen` is a second set of parameters.
     """
+    sharding.check_used(context.mesh, context.rules)
+    sharding.check_heads(config.heads, config.K, context.mesh, context.rules)
     axes = transformer.logical_axes(config)
     optimizer = make_optimizer(optim, steps, axes)
     create = lambda rng: TrainState.create(rng, transformer.init(rng, config), optimizer)  # noqa: E731
@@ -94,8 +96,9 @@ def fit(context: Context, trainable: Trainable, create: Callable[[], TrainState]
       tokenizer: the tokenizer's folder, which later stages need to speak to the model.
       step_fn: in place of the trainable's own step.
     """
+    rows = tokens_per_step and tokens_per_step // length
     context.log(f"{context.stage.name}: {transformer.count_params(trainable.config):,} parameters on "
-                f"{sharding.describe(context.mesh, context.experiment.rules)}")
+                f"{sharding.describe(context.mesh, context.experiment.rules, rows, length)}")
     state = core_loop.train(
         context, loop, step_fn=step_fn or trainable.step, create=create, abstract_state=trainable.abstract_state,
         batches=batches, steps=steps, config=to_json(trainable.config), frozen=frozen, evaluate=evaluate,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.core.sharding import sequence_is_split
+from jaxgpt.core.sharding import parts, sequence_is_split
 from jaxgpt.core.shapes import check
 
 
@@ -25,12 +28,39 @@ def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, *, dt
       [..., F].
     """
     check({"... D": {"x": x}, "D F": {"weight": weight}})
-    if x.ndim > 2 and not sequence_is_split():
-        y = jnp.matmul(x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype)
-        y = y.reshape(*x.shape[:-1], weight.shape[-1])
+    flat = x.reshape(-1, x.shape[-1]) if x.ndim > 2 and not sequence_is_split() else x
+    if dtype is None or dtype == x.dtype:
+        y = jnp.matmul(flat, weight)
     else:
-        y = jnp.matmul(x, weight, preferred_element_type=dtype)
+        rows = "ABCE"[:flat.ndim - 1]
+        y = product(f"{rows}D,DF->{rows}F", flat, weight)
+    y = y.reshape(*x.shape[:-1], weight.shape[-1])
     return y if bias is None else y + bias
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """einsum of two arrays of one type, in float32; its gradient is rounded to their type before it is multiplied.
+
+    Left to itself a float32 result has a float32 gradient, and the products of the backward pass are then in float32.
+
+    Args:
+      subscripts: of `einsum`, "x,y->z"; each letter is in two of the three.
+    """
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_forward(subscripts, a, b):
+    return product(subscripts, a, b), (a, b)
+
+
+def _product_backward(subscripts, arguments, grad):
+    (a, b), (x, y, z) = arguments, subscripts.replace("->", ",").split(",")
+    grad = grad.astype(a.dtype)
+    return jnp.einsum(f"{z},{y}->{x}", grad, b), jnp.einsum(f"{x},{z}->{y}", a, grad)
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None = None, *, eps: float = 1e-6) -> jax.Array:
@@ -87,6 +117,13 @@ def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0) -> ja
     cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def spread_kv_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Repeats key-value heads where there are fewer than devices, so that each device has those of its queries."""
+    N, K = q.shape[2], k.shape[2]
+    repeats = math.lcm(K, parts("heads", N)) // K
+    return (k, v) if repeats == 1 else (jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2))
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt.core.shapes import check
-from jaxgpt.core.sharding import sequence_is_split, shard
+from jaxgpt.core.sharding import parts, shard
 from jaxgpt.model import transformer
 
 
@@ -59,23 +59,27 @@ def token_logprobs(params: Any, x: jax.Array, targets: jax.Array, *, config: tra
     chunk = config.loss_chunk
     if chunk is None or B * T <= chunk:
         return chunk_logprobs(x, targets)
-    if sequence_is_split():  # whole rows at a time, so that no position changes its device
-        return _in_chunks(chunk_logprobs, x, targets, max(1, chunk // T))
+    if (devices := parts("seq", T)) > 1:  # [B, T] stays apart: a chunk is some positions of each device, of every row
+        own = T // devices
+        count = next(n for n in range(1, own + 1) if own % n == 0 and (n * chunk >= B * T or n == own))
+        out = _in_chunks(chunk_logprobs, x.swapaxes(0, 1), targets.swapaxes(0, 1), T // count, ("seq", "batch"))
+        return jax.tree.map(lambda a: a.swapaxes(0, 1), out)
     flat = _in_chunks(chunk_logprobs, x.reshape(B * T, -1), targets.reshape(B * T), chunk)
     return jax.tree.map(lambda a: a.reshape(B, T), flat)
 
 
-def _in_chunks(function, x, targets, size):
+def _in_chunks(function, x, targets, size, axes=("batch",)):
     """Maps `function` over chunks of the first dimension, padded to whole ones, recomputing in the backward pass.
 
     Chunk c holds the items c, c + count, c + 2 count...: each device keeps an equal share of its own in every chunk.
+    `axes` are the logical axes of the first dimensions.
     """
     count, total = -(-len(targets) // size), len(targets)
     pad = -total % count
 
     def split(a):
         a = jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))
-        return shard(a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), None, "batch")
+        return shard(a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), None, *axes)
 
     out = jax.lax.map(lambda chunk: jax.checkpoint(function, prevent_cse=False)(*chunk), (split(x), split(targets)))
     return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:])[:total], out)

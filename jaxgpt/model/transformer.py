@@ -24,7 +24,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.core.shapes import check
 from jaxgpt.core.sharding import shard
-from jaxgpt.model.attention import attention, attention_mask
+from jaxgpt.model import remat
+from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention, write_cache
 from jaxgpt.model.layers import layer_norm, linear, relu2, rms_norm, rotary, soft_cap, swiglu
 
 Cache = tuple[dict[str, jax.Array], ...]  # one a layer
@@ -57,8 +58,9 @@ class Config:
       zero_init_outputs: start each block as the identity (its last projection and an untied head at 0); otherwise those
         projections start at 1 / √(2L) of the others, as in GPT-2.
       dtype: of activations and products; parameters are float32.
-      remat: what the backward pass recomputes: "none", "full", "dots" (keeps matrix products) or "names" (keeps the
-        outputs of attention and mlp).
+      attention: the kernel of training: "auto" (by platform), "splash", "ring", "cudnn" or "xla"; see `attention.py`.
+      remat: what the forward pass keeps of each layer besides its input, from most to least: "none" (everything),
+        "dots", "names", "offload" (as names, in the host's memory), "full" (nothing); see `remat.py`.
       unroll: how many layers one turn of the loop over layers holds; `layers` leaves no loop.
       loss_chunk: positions whose logits are in memory at once, for the loss; None for all.
     """
@@ -86,7 +88,8 @@ class Config:
     init_std: float | None = 0.02
     zero_init_outputs: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "full", "dots", "names"] = "none"
+    attention: Literal["auto", "splash", "ring", "cudnn", "xla"] = "auto"
+    remat: Literal["none", "full", "dots", "names", "offload"] = "none"
     unroll: int = 1
     loss_chunk: int | None = 1024
 
@@ -134,7 +137,8 @@ class Transformer(nn.Module):
         if config.position == "learned":
             table = self.param("positions", _init(("position", "embed"), std), (config.context, config.width))
             x = x + table[positions]
-        x = shard(x.astype(config.dtype), "batch", "seq", None)
+        # first as the table is split, then as the batch is: in one go the compiler would gather the whole batch
+        x = shard(shard(x.astype(config.dtype), "lookup", "seq", "embed"), "batch", "seq", None)
         if config.embed_norm:
             x = rms_norm(x, eps=config.norm_eps)
         if cache is None:
@@ -142,13 +146,14 @@ class Transformer(nn.Module):
                             length=config.layers, in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0), out_axes=0,
                             unroll=config.unroll, metadata_params={nn.PARTITION_NAME: "layers"})
             x, (_, captured) = stack(config, self.capture, name="layers")(x, positions, segment_ids, None,
-                                                                          _windows(config))
+                                                                          _which(config))
         else:  # a loop in Python: a scan would copy the whole cache in and out at every token
             layers, block = self.get_variable("params", "layers"), Block(config, self.capture, parent=None)
             updated, seen = [], []
             for i, (slots, window) in enumerate(zip(cache, _per_layer(config))):
                 layer = jax.tree.map(lambda leaf: leaf[i], layers)
-                x, (slots, inside) = block.apply({"params": layer}, x, positions, None, slots, window)
+                x, (slots, inside) = block.apply({"params": layer}, x, positions, None, slots,
+                                                  _windows(config).index(window))
                 updated.append(slots)
                 seen.append(inside)
             cache, captured = tuple(updated), jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
@@ -166,10 +171,10 @@ class Block(nn.Module):
     capture: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, x, positions, segment_ids, cache, window):
+    def __call__(self, x, positions, segment_ids, cache, which):
         captured = {}
         attended, cache, weights = Attention(self.config, "attention" in self.capture, name="attention")(
-            _Norm(self.config, name="attention_norm")(x), positions, segment_ids, cache, window)
+            _Norm(self.config, name="attention_norm")(x), positions, segment_ids, cache, which)
         x = shard(x + attended, "batch", "seq", None)
         x = x + Mlp(self.config, name="mlp")(_Norm(self.config, name="mlp_norm")(x))
         x = shard(x, "batch", "seq", None)
@@ -187,7 +192,7 @@ class Attention(nn.Module):
     with_weights: bool = False
 
     @nn.compact
-    def __call__(self, x, positions, segment_ids, cache, window):
+    def __call__(self, x, positions, segment_ids, cache, which):
         config = self.config
         N, K, H = config.heads, config.K, config.H
         B, T, _ = x.shape
@@ -199,17 +204,22 @@ class Attention(nn.Module):
             k = rms_norm(k, self._scale("k_norm"), eps=config.norm_eps)
         if config.position == "rotary":
             q, k = (rotary(a, positions, theta=config.rope_theta) for a in (q, k))
-        q = shard(q, "batch", "seq", "heads")
-        k, v = (shard(a, "batch", "seq", "kv_heads") for a in (k, v))
-        if cache is None:
-            mask = attention_mask(jnp.arange(T)[None], jnp.arange(T)[None], window=window,
-                                  query_segments=segment_ids, key_segments=segment_ids)
+        q = shard(q, "batch", "seq", "heads", None)
+        k, v = (shard(a, "batch", "seq", "kv_heads", None) for a in (k, v))
+        q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
+        weights, windows = None, _windows(config)
+        if cache is None and not self.with_weights:
+            out = self_attention(q, k, v, windows=windows, which=which, segment_ids=segment_ids,
+                                 implementation=config.attention)
         else:
-            k, v = write_cache(cache["k"], k, positions), write_cache(cache["v"], v, positions)
-            cache = {"k": k, "v": v}
-            mask = attention_mask(positions, jnp.arange(k.shape[1])[None], window=window)
-        out = attention(q, k.astype(x.dtype), v.astype(x.dtype), mask, with_weights=self.with_weights)
-        out, weights = out if self.with_weights else (out, None)
+            if cache is not None:
+                k, v = write_cache(cache["k"], k, positions), write_cache(cache["v"], v, positions)
+                cache, index = {"k": k, "v": v}, positions
+            else:
+                index = jnp.arange(T)[None]
+            mask = attention_mask(index, jnp.arange(k.shape[1])[None], window=pick_window(windows, which),
+                                  query_segments=segment_ids, key_segments=segment_ids)
+            out, weights = attention(q, k.astype(x.dtype), v.astype(x.dtype), mask, with_weights=True)
         out = _Linear(config, config.width, ("heads", "embed"), output=True, name="o")(out.reshape(B, T, N * H))
         return checkpoint_name(out, "attention_out"), cache, weights
 
@@ -226,16 +236,15 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         config = self.config
-        h = _Linear(config, config.F, ("embed", "mlp"), name="up")(x)
+        h = checkpoint_name(_Linear(config, config.F, ("embed", "mlp"), name="up")(x), "mlp_up")
         if config.activation == "swiglu":
-            h = swiglu(_Linear(config, config.F, ("embed", "mlp"), name="gate")(x), h)
+            h = swiglu(checkpoint_name(_Linear(config, config.F, ("embed", "mlp"), name="gate")(x), "mlp_up"), h)
         elif config.activation == "relu2":
             h = relu2(h)
         else:
             h = jax.nn.gelu(h, approximate=config.activation == "gelu_tanh")
         h = shard(h, "batch", "seq", "mlp")
-        out = _Linear(config, config.width, ("mlp", "embed"), output=True, name="down")(h)
-        return checkpoint_name(out, "mlp_out")
+        return _Linear(config, config.width, ("mlp", "embed"), output=True, name="down")(h)
 
 
 class _Linear(nn.Module):
@@ -331,17 +340,6 @@ def init_cache(config: Config, batch: int, length: int, dtype=None) -> Cache:
     return tuple({name: jnp.zeros(shape, dtype or config.dtype) for name in ("k", "v")} for _ in range(config.layers))
 
 
-def write_cache(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
-    """slots[b, positions[b, t]] = new[b, t].
-
-    Args:
-      slots: [B, S, K, H].
-      new: [B, T, K, H].
-      positions: int [B, T].
-    """
-    return slots.at[jnp.arange(slots.shape[0])[:, None], positions].set(new.astype(slots.dtype))
-
-
 def count_params(config: Config) -> int:
     """How many parameters the model has."""
     shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
@@ -366,6 +364,7 @@ def flops_per_token(config: Config, length: int) -> float:
 
 def _boxed(rng, config):
     tokens = jnp.zeros((1, 1), jnp.int32)
+    config = dataclasses.replace(config, attention="xla")  # a kernel may not take one position
     return Transformer(config).init(rng, tokens, tokens, None, None)["params"]
 
 
@@ -373,21 +372,23 @@ def _per_layer(config: Config) -> list[int | None]:
     return [config.windows[i % len(config.windows)] for i in range(config.layers)]
 
 
-def _windows(config: Config) -> jax.Array | None:
-    """Each layer's window as an array to scan over; None where every layer sees everything."""
-    if all(window is None for window in config.windows):
-        return None
-    return jnp.array([window or 2 ** 30 for window in _per_layer(config)], jnp.int32)
+def _windows(config: Config) -> tuple[int | None, ...]:
+    """The windows that occur, each once."""
+    return tuple(dict.fromkeys(_per_layer(config)))
+
+
+def _which(config: Config) -> jax.Array | None:
+    """Which of them each layer has, as an array to scan over; None where all have the same."""
+    windows = _windows(config)
+    return None if len(windows) == 1 else jnp.array([windows.index(window) for window in _per_layer(config)], jnp.int32)
 
 
 def _remat(config: Config):
     """The block under its rematerialisation policy."""
-    policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-                "names": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out")}
     if config.remat == "none":
         return Block
     # inside a loop nothing can be merged across iterations; where layers are unrolled, merging would undo the remat
-    return nn.remat(Block, policy=policies[config.remat], prevent_cse=config.unroll > 1)
+    return nn.remat(Block, policy=remat.policy(config.remat), prevent_cse=config.unroll > 1)
 
 
 def _init(axes, std):

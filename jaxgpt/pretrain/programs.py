@@ -82,6 +82,7 @@ class Pretrain(Stage):
     def trainable(self, context: Context) -> Trainable:
         """The jitted step and the shapes it takes."""
         sharding.check_batch(self.batch, context.mesh, context.rules, f"{self.name}.batch", self.accumulate)
+        sharding.check_length(self.T, context.mesh, context.rules, f"{self.name}.length")
         loss_fn = functools.partial(losses.next_token_loss, config=self.model)
         return make_trainable(context, self.model, self.optim, loss_fn, steps=self.steps, accumulate=self.accumulate)
 

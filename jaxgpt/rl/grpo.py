@@ -114,6 +114,7 @@ class GRPO(Stage):
         """The jitted update and the shapes it takes."""
         sharding.check_batch(self.prompts, context.mesh, context.rules, f"{self.name}.prompts")
         sharding.check_batch(self.rows, context.mesh, context.rules, f"{self.name}.prompts x rollouts", self.accumulate)
+        sharding.check_length(self.T, context.mesh, context.rules, f"{self.name}.prompt_tokens + max_new_tokens - 1")
         loss_fn = functools.partial(
             grpo_loss, config=config, temperature=self.temperature, clip=self.clip, kl_weight=self.kl_weight,
             aggregation=self.aggregation, max_new_tokens=self.max_new_tokens)

@@ -69,6 +69,7 @@ class SFT(Stage):
     def trainable(self, context: Context, config: transformer.Config) -> Trainable:
         """The jitted step and the shapes it takes."""
         sharding.check_batch(self.batch, context.mesh, context.rules, f"{self.name}.batch", self.accumulate)
+        sharding.check_length(self.length, context.mesh, context.rules, f"{self.name}.length")
         loss_fn = functools.partial(losses.next_token_loss, config=config)
         return make_trainable(context, config, self.optim, loss_fn, steps=self.steps, accumulate=self.accumulate)
 

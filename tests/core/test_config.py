@@ -74,6 +74,15 @@ def test_json_with_an_unknown_field_is_refused():
         config.from_json(Optim, {"momentun": 0.9})
 
 
+def test_choices_of_hardware_are_no_difference():
+    saved = {"model": {"type": "Config", "width": 8, "remat": "none"}}
+    now = {"model": {"type": "Config", "width": 8, "remat": "full", "attention": "xla"}}
+    assert config.first_difference(saved, now) is None
+    now["model"]["width"] = 16
+    assert config.first_difference(saved, now) == "model.width is 8 there and 16 here"
+    assert config.first_difference({"type": "Other", "remat": 1}, {"type": "Other", "remat": 2})
+
+
 def test_first_difference_names_the_path():
     assert config.first_difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}) == "a.b[1] is 2 there and 3 here"
     assert config.first_difference({"a": 1}, {"a": 1}) is None

@@ -67,3 +67,37 @@ def test_impossible_settings_are_refused():
     for bad in ({"lr": 0.0}, {"beta1": 1.0}, {"warmup": -1}, {"decay_fraction": 0.0}):
         with pytest.raises(ValueError):
             Optim(**bad)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_in_bfloat16_halve_their_memory_and_still_train(kind):
+    sizes, losses = {}, {}
+    target = jax.tree.map(jnp.cos, params())
+    distance = lambda p: sum(jnp.square(a - b).mean() for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(target)))  # noqa: E731
+    for moments in ("float32", "bfloat16"):
+        optimizer = make_optimizer(Optim(kind=kind, lr=0.05, schedule="constant", moments=moments), 60, AXES)
+        p = params()
+        state = optimizer.init(p)
+
+        @jax.jit
+        def step(p, state):
+            loss, grads = jax.value_and_grad(distance)(p)
+            updates, state = optimizer.update(grads, state, p)
+            return optax.apply_updates(p, updates), state, loss
+
+        for _ in range(60):
+            p, state, loss = step(p, state)
+        sizes[moments] = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.size > 3)  # counts and coefficients
+        losses[moments] = float(loss)
+    assert sizes["bfloat16"] * 2 == sizes["float32"]
+    start = float(distance(params()))
+    assert losses["bfloat16"] != losses["float32"] and max(losses.values()) < start / 20
+
+
+def test_a_second_moment_that_could_not_fall_is_refused():
+    """At β₂ = 0.999 a step takes a thousandth away; bfloat16 keeps 8 bits, so it would take nothing."""
+    with pytest.raises(ValueError, match="beta2=0.999: with moments='bfloat16' at most 0.996"):
+        Optim(beta2=0.999, moments="bfloat16")
+    stuck = jnp.bfloat16(1.5)
+    assert (stuck * jnp.float32(0.999)).astype(jnp.bfloat16) == stuck
+    assert (stuck * jnp.float32(0.996)).astype(jnp.bfloat16) < stuck

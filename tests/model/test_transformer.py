@@ -66,7 +66,8 @@ def test_packed_is_separate(params, config, tokens):
     assert (packed[:, 2:5] != changed[:, 2:5]).any()
 
 
-@pytest.mark.parametrize("change", [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}, {"remat": "names"}])
+@pytest.mark.parametrize("change", [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}, {"remat": "names"},
+                                    {"remat": "offload"}])
 def test_scan_is_loop_and_remat_is_none(params, config, tokens, change):
     other = dataclasses.replace(config, **change)
     jitted = lambda config: jax.jit(jax.value_and_grad(  # noqa: E731
