@@ -22,15 +22,15 @@ AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 
 # Logical axis -> the mesh axes that split it. What is not named is not split. Rows go over the expert axis too: between
 # the expert layers it is one more data axis, and a model without experts can use it as that. "lookup" is the batch of
-# what is looked up in a table whose columns are split over fsdp.
+# what is looked up in a table whose columns are split over fsdp, "loss" the positions whose logits a device computes.
 _ACTIVATIONS = {"batch": ("data", "fsdp", "expert"), "lookup": ("data", "expert")}
 RULES: dict[str, dict[str, tuple[str, ...]]] = {
     "replicated": {**_ACTIVATIONS},
     "fsdp": {**_ACTIVATIONS, "embed": ("fsdp",)},
-    "fsdp_tensor": {**_ACTIVATIONS, "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
+    "fsdp_tensor": {**_ACTIVATIONS, "loss": ("tensor",), "embed": ("fsdp",), "vocab": ("tensor",), "heads": ("tensor",),
                     "kv_heads": ("tensor",), "mlp": ("tensor",), "expert": ("expert",)},
-    "fsdp_tensor_sequence": {**_ACTIVATIONS, "seq": ("sequence",), "embed": ("fsdp",), "vocab": ("tensor",),
-                             "heads": ("tensor",), "kv_heads": ("tensor",), "mlp": ("tensor",),
+    "fsdp_tensor_sequence": {**_ACTIVATIONS, "seq": ("sequence",), "loss": ("sequence", "tensor"), "embed": ("fsdp",),
+                             "vocab": ("tensor",), "heads": ("tensor",), "kv_heads": ("tensor",), "mlp": ("tensor",),
                              "expert": ("expert",)},
 }
 
@@ -142,20 +142,30 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(found[0], _fitting(x.shape, axes, *found)))
 
 
-def on_shards(function, *axes: tuple[str | None, ...]):
-    """`function` run by each device on its own part of the arguments: for kernels, which the compiler cannot split.
+def on_shards(function, *axes: tuple[str | None, ...], out_rank: int | None = None):
+    """`function` run by each device on its own part of the arguments: for kernels, which the compiler cannot split, and
+    loops, which it splits badly.
 
     Args:
-      function: arrays -> one array, laid out like the first argument.
+      function: arrays -> arrays whose dimensions are the first `out_rank` ones of the first argument.
       axes: the logical axes of each argument. A dimension that its mesh axes cannot divide stays whole.
+      out_rank: all dimensions of the first argument where None.
     """
     found = _IN_FORCE.get()
     if found is None or found[0].size == 1:
         return function
 
+    def alone(*arrays):
+        token = _IN_FORCE.set(None)  # inside, arrays are one device's own
+        try:
+            return function(*arrays)
+        finally:
+            _IN_FORCE.reset(token)
+
     def mapped(*arrays):
         specs = tuple(_fitting(array.shape, names, *found) for array, names in zip(arrays, axes, strict=True))
-        return jax.shard_map(function, mesh=found[0], in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+        out = PartitionSpec(*tuple(specs[0])[:out_rank])
+        return jax.shard_map(alone, mesh=found[0], in_specs=specs, out_specs=out, check_vma=False)(*arrays)
 
     return mapped
 

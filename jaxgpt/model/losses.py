@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt.core.shapes import check
-from jaxgpt.core.sharding import parts, shard
+from jaxgpt.core.sharding import on_shards
 from jaxgpt.model import transformer
 
 
@@ -38,8 +38,9 @@ def token_logprobs(params: Any, x: jax.Array, targets: jax.Array, *, config: tra
                    temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and the entropy of each prediction.
 
-    The head is applied to `config.loss_chunk` positions at a time; the backward pass computes their logits again
-    instead of keeping them.
+    Each device has the head whole and applies it to its own rows and positions, `config.loss_chunk` at a time; the
+    backward pass computes their logits again instead of keeping them. The head is gathered once, and its gradient added
+    up over devices once: left to the compiler, both would be exchanged for every chunk.
 
     Args:
       params: of the model.
@@ -51,38 +52,35 @@ def token_logprobs(params: Any, x: jax.Array, targets: jax.Array, *, config: tra
     Returns:
       (logprobs [B, T], entropy [B, T]), float32, in nats.
     """
-    B, T, _ = check({"B T D": {"x": x}, "B T": {"targets": targets}}).values()
+    check({"B T D": {"x": x}, "B T": {"targets": targets}})
 
-    def chunk_logprobs(x, targets):
-        return selective_log_softmax(transformer.unembed(params, x, config=config) / temperature, targets)
+    def chunk_logprobs(x, targets, head):
+        return selective_log_softmax(transformer.logits(x, head, config=config) / temperature, targets)
 
-    chunk = config.loss_chunk
-    if chunk is None or B * T <= chunk:
-        return chunk_logprobs(x, targets)
-    if (devices := parts("seq", T)) > 1:  # [B, T] stays apart: a chunk is some positions of each device, of every row
-        own = T // devices
-        count = next(n for n in range(1, own + 1) if own % n == 0 and (n * chunk >= B * T or n == own))
-        out = _in_chunks(chunk_logprobs, x.swapaxes(0, 1), targets.swapaxes(0, 1), T // count, ("seq", "batch"))
-        return jax.tree.map(lambda a: a.swapaxes(0, 1), out)
-    flat = _in_chunks(chunk_logprobs, x.reshape(B * T, -1), targets.reshape(B * T), chunk)
-    return jax.tree.map(lambda a: a.reshape(B, T), flat)
+    def own_logprobs(x, targets, head):
+        shape, size, chunk = targets.shape, targets.size, config.loss_chunk
+        if chunk is None or size <= chunk:
+            return chunk_logprobs(x, targets, head)
+        head = head.astype(jnp.float32)  # in which its gradient is added up over chunks
+        flat = _in_chunks(lambda x, targets: chunk_logprobs(x, targets, head.astype(x.dtype)), x.reshape(size, -1),
+                          targets.reshape(size), chunk)
+        return jax.tree.map(lambda a: a.reshape(shape), flat)
+
+    rows = ("batch", "loss")
+    head = transformer.head(params, config=config).astype(x.dtype)
+    return on_shards(own_logprobs, (*rows, None), rows, (None, None), out_rank=2)(x, targets, head)
 
 
-def _in_chunks(function, x, targets, size, axes=("batch",)):
-    """Maps `function` over chunks of the first dimension, padded to whole ones, recomputing in the backward pass.
-
-    Chunk c holds the items c, c + count, c + 2 count...: each device keeps an equal share of its own in every chunk.
-    `axes` are the logical axes of the first dimensions.
-    """
+def _in_chunks(function, x, targets, size):
+    """Maps `function` over chunks of the first dimension, padded to whole ones, recomputing in the backward pass."""
     count, total = -(-len(targets) // size), len(targets)
-    pad = -total % count
 
     def split(a):
-        a = jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))
-        return shard(a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), None, *axes)
+        a = jnp.pad(a, [(0, -total % count)] + [(0, 0)] * (a.ndim - 1))
+        return a.reshape(count, -1, *a.shape[1:])
 
     out = jax.lax.map(lambda chunk: jax.checkpoint(function, prevent_cse=False)(*chunk), (split(x), split(targets)))
-    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:])[:total], out)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], out)
 
 
 def next_token_loss(params: Any, frozen: Any, batch: dict, rng: jax.Array, *, config: transformer.Config):

@@ -104,12 +104,12 @@ def on_cpu(config: Config) -> Config:
     return dataclasses.replace(config, unroll=config.layers)
 
 
-def on_tpu(config: Config, *, remat: str = "names", loss_chunk: int = 8192) -> Config:
+def on_tpu(config: Config, *, remat: str = "names", loss_chunk: int = 1024) -> Config:
     """The same model as an accelerator runs it best: products in bfloat16, one compiled layer for all, little kept.
 
     Args:
       config: of any preset.
       remat: what the forward pass keeps, as in `Config`; `jaxgpt plan --sweep` tells which is best.
-      loss_chunk: positions whose logits are in memory at once, over all devices.
+      loss_chunk: positions whose logits a device has in memory at once.
     """
     return dataclasses.replace(config, dtype="bfloat16", remat=remat, unroll=1, loss_chunk=loss_chunk)

@@ -62,7 +62,7 @@ class Config:
       remat: what the forward pass keeps of each layer besides its input, from most to least: "none" (everything),
         "dots", "names", "offload" (as names, in the host's memory), "full" (nothing); see `remat.py`.
       unroll: how many layers one turn of the loop over layers holds; `layers` leaves no loop.
-      loss_chunk: positions whose logits are in memory at once, for the loss; None for all.
+      loss_chunk: positions whose logits a device has in memory at once, for the loss; None for all.
     """
 
     vocab_size: int
@@ -325,8 +325,17 @@ def hidden(params: Any, tokens: jax.Array, *, config: Config, positions: jax.Arr
 
 def unembed(params: Any, x: jax.Array, *, config: Config) -> jax.Array:
     """Logits of the next token: float32 [..., V] from x [..., D]."""
-    head = params["embed"].T if config.tied else params["head"]
-    return soft_cap(linear(x, head.astype(x.dtype), dtype=jnp.float32), config.logit_soft_cap)
+    return logits(x, head(params, config=config).astype(x.dtype), config=config)
+
+
+def head(params: Any, *, config: Config) -> jax.Array:
+    """The matrix [D, V] that makes logits: a parameter of its own, or the embedding, transposed."""
+    return params["embed"].T if config.tied else params["head"]
+
+
+def logits(x: jax.Array, head: jax.Array, *, config: Config) -> jax.Array:
+    """Logits, float32 [..., V], of x [..., D] by a head [D, V] of the same type."""
+    return soft_cap(linear(x, head, dtype=jnp.float32), config.logit_soft_cap)
 
 
 def apply(params: Any, tokens: jax.Array, *, config: Config, **options) -> jax.Array:

@@ -17,8 +17,9 @@ from jaxgpt.model.transformer import Config
 RECOMPUTED: dict[str, frozenset[str]] = {
     "none": frozenset(),
     "full": frozenset({"q", "k", "v", "attention", "o", "up", "gate"}),
-    "dots": frozenset({"attention"}),
-    "names": frozenset({"q", "k", "v", "attention", "up", "gate"}),
+    "dots": frozenset(),
+    "names": frozenset({"up", "gate"}),
+    "offload": frozenset({"up", "gate"}),
 }
 _BACKWARD_ATTENTION = 2.5  # five products for the forward pass's two: Dao et al. 2022, "FlashAttention", appendix B.2
 
@@ -219,8 +220,9 @@ def train_memory(config: Config, *, batch: int, length: int, axes: dict[str, int
     outputs = {name: n for name, _, n in layer_products(config, tensor) if name != "down"}  # the next layer's input
     outputs["attention"] = config.heads * config.H / tensor
     whole = width * m * (sum(outputs.values()) + 4 * config.width + config.F / tensor)  # with norms, sums, activation
-    saved = width * m * (config.width + sum(n for name, n in outputs.items() if name not in again)) if again else whole
-    chunk = min(m, config.loss_chunk / axes["sequence"] if config.loss_chunk else m)
+    saved = width * m * (config.width + sum(n for name, n in outputs.items() if name not in again))
+    saved = whole if (remat or config.remat) == "none" else saved
+    chunk = min(m, config.loss_chunk or m)
     logits = 2 * 4.0 * chunk * config.vocab_size / tensor
     gathered = 2 * width * _layer_weights(config, tensor) if axes["fsdp"] > 1 else 0.0
     casts = width * _weights(config) / (axes["fsdp"] * tensor) if width < 4 else 0.0

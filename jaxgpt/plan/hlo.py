@@ -90,8 +90,6 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
             if opcode:
                 shape = match[2][:opcode.start()]
                 computations[current].append(_Instruction(match[1], shape, opcode[1], match[2]))
-        elif line.startswith("}"):
-            current = ""
     return computations, entry
 
 

@@ -20,6 +20,9 @@ HloModule jit_step, is_scheduled=true
   %carry = (s32[], bf16[8,16]) parameter(0)
   %i = s32[] get-tuple-element(%carry), index=0
   %x = bf16[8,16]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%carry), index=1
+  %kernel = bf16[8,16]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config="
+}
+{ a kernel's text has lines of any kind }"
   %gathered = bf16[32,16]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
   %again = bf16[8,16]{1,0} slice(%gathered), slice={[0:8], [0:16]}
   ROOT %next = (s32[], bf16[8,16]) tuple(%i, %again)

@@ -134,7 +134,7 @@ def test_a_faster_chip_is_faster():
 def test_remat_costs_time():
     times = [step_time(train_cost(LLAMA, batch=128, length=4096, axes={"fsdp": 64}, remat=policy), CHIPS["v5p"]).seconds
              for policy in ("none", "dots", "names", "full")]
-    assert times == sorted(times) and len(set(times)) == 4
+    assert times == sorted(times) and len(set(times)) == 3  # "dots" computes no product again
 
 
 def test_decoding_few_rows_is_bound_by_memory():
