@@ -60,8 +60,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
         loss, grad_norm = loss_sum * scale, optax.tree.norm(grads) * scale
         if clip_norm is not None:
             scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
-        # Decided before the update and not by a select after it: the state is then written in place. A guard that waited
-        # for the new parameters would keep the old state beside the new one, and pass over both once more.
+        # Decided before the update and not by a select after it, so that the state is written in place: a guard that
+        # waited for the new parameters would keep the old state beside the new one, and pass over both once more.
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = jax.lax.cond(finite, update, lambda state, grads, scale: state, state, grads, scale)
         param_norm = optax.tree.norm(new.params)

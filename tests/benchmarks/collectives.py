@@ -29,7 +29,8 @@ def programs(mesh) -> dict:
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=made, check_vma=False))
 
     return {
-        "all-gather": (on_each(lambda x: jax.lax.all_gather(x, "devices", tiled=True), split, whole), True, (n - 1) / n),
+        "all-gather": (on_each(lambda x: jax.lax.all_gather(x, "devices", tiled=True), split, whole), True,
+                       (n - 1) / n),
         "reduce-scatter": (on_each(lambda x: jax.lax.psum_scatter(x, "devices", tiled=True), whole, split), False,
                            (n - 1) / n),
         "all-reduce": (on_each(lambda x: jax.lax.psum(x, "devices"), whole, whole), False, 2 * (n - 1) / n),
@@ -76,8 +77,9 @@ def main() -> None:
             layout = NamedSharding(mesh, PartitionSpec("devices") if is_split else PartitionSpec())
             x = jax.jit(lambda count=count: jnp.ones(count, given.dtype), out_shardings=layout)()
             median = statistics.median(seconds_of(program, x, given.rounds))
-            rows.append([name, f"{count * width / 2 ** 20:g}", f"{median * 1e6:,.0f}", f"{count * width / median / 1e9:.2f}",
-                         f"{count * width / median / 1e9 * share:.2f}"])
+            bandwidth = count * width / median / 1e9
+            rows.append([name, f"{count * width / 2 ** 20:g}", f"{median * 1e6:,.0f}", f"{bandwidth:.2f}",
+                         f"{bandwidth * share:.2f}"])
     print(f"\n{mesh.size} devices, {given.dtype}, median of {given.rounds}\n")
     print(table(["collective", "MiB", "µs", "algorithm GB/s", "bus GB/s"], rows))
 

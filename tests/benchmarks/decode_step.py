@@ -50,9 +50,9 @@ class Ours:
         import jax.numpy as jnp
         from jaxgpt.inference.decode import begin_jit, decode_chunk
         rng, stop, options = jax.random.key(0), jnp.array([-1]), {"temperature": jnp.zeros(batch)}
-        lengths, rows = jnp.full(batch, prompt), jnp.arange(batch)
-        state, *_ = begin_jit(self.params, jnp.asarray(prompts_of(batch, prompt)), lengths, jnp.full(batch, prompt + tokens),
-                              rows, rng, stop, options, config=self.config, slots=prompt + tokens)
+        prompts, lengths = jnp.asarray(prompts_of(batch, prompt)), jnp.full(batch, prompt)
+        state, *_ = begin_jit(self.params, prompts, lengths, lengths + tokens, jnp.arange(batch), rng, stop, options,
+                              config=self.config, slots=prompt + tokens)
         *_, counts = decode_chunk(self.params, state, rng, stop, options, config=self.config, steps=max(tokens - 1, 1))
         return 1 + int(counts.min())
 
@@ -73,7 +73,8 @@ class Transformers:
         torch = self.torch
         rows = torch.from_numpy(prompts_of(batch, prompt).astype(np.int64)).to(self.device)
         with torch.inference_mode():
-            out = self.model.generate(rows, attention_mask=torch.ones_like(rows), do_sample=False, max_new_tokens=tokens)
+            out = self.model.generate(rows, attention_mask=torch.ones_like(rows), do_sample=False,
+                                      max_new_tokens=tokens)
         return out.cpu().shape[1] - prompt
 
 
@@ -96,7 +97,7 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, nargs="*", default=[1, 8, 32])
     arguments.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     arguments.add_argument("--tokens", type=int, default=64, help="tokens to draw, at least 2")
-    arguments.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and products")
+    arguments.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights")
     arguments.add_argument("--rounds", type=int, default=7)
     given = arguments.parse_args()
     if given.tokens < 2 or given.prompt + given.tokens > 1024:

@@ -3,9 +3,9 @@
   python tests/benchmarks/loader.py
   python tests/benchmarks/loader.py --rows 64 --length 1024 --documents 20000
 
-Ours packs documents into rows with their segments and positions, each document once an epoch, and prepares batches ahead
-on a thread. The other draws windows anywhere from one flat file and gives two arrays. nanoGPT's own function cannot be
-called from outside of its script, so the loop here is one of ours that does the same with numpy.
+Ours packs documents into rows with their segments and positions, each document once an epoch, and prepares batches
+ahead on a thread. The other draws windows anywhere from one flat file and gives two arrays. nanoGPT's own function
+cannot be called from outside of its script, so the loop here is one of ours that does the same with numpy.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def main() -> None:
             for name, side in sides.items():
                 seconds[name].append(seconds_of(side, given.batches))
     print(header("loader", hardware(), "grain", "tensorflow-datasets"))
-    print(f"\n{manifest['splits']['train']['tokens']:,} tokens in {given.documents:,} documents, batches of {given.rows} x "
-          f"{given.length}, {given.rounds} rounds of {given.batches}\n")
+    print(f"\n{manifest['splits']['train']['tokens']:,} tokens in {given.documents:,} documents, "
+          f"batches of {given.rows} x {given.length}, {given.rounds} rounds of {given.batches}\n")
     tokens = given.rows * given.length * given.batches
     print(table(["", "median tokens/s", "most tokens/s", "ours / this, of the time"],
                 [[name, f"{tokens / statistics.median(values):,.0f}", f"{tokens / min(values):,.0f}",

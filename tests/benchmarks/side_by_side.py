@@ -103,11 +103,11 @@ def serve(kind, *settings) -> None:
 class Worker:
     """A side in a process of its own, called like a function: worker("steps", 20)["seconds"]."""
 
-    def __init__(self, name: str, script: str, *arguments: str, environment: dict | None = None):
+    def __init__(self, name: str, script: str, *arguments: str):
         self.name = name
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         # sides share an accelerator: none may take all of its memory at the start
-        environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **(environment or {})}
+        environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self._process = subprocess.Popen([sys.executable, script, "--worker", *arguments], env=environment, text=True,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -130,6 +130,8 @@ def in_turns(workers: list[Worker], rounds: int, method: str, *arguments) -> dic
     for number in range(rounds):
         for worker in workers[::-1] if number % 2 else workers:
             seconds[worker.name].append(worker(method, *arguments)["seconds"])
+        print(f"\r{method}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     return seconds
 
 

@@ -49,7 +49,8 @@ def trainers(vocab_size: int) -> dict:
     found = {"jaxgpt": lambda pieces: bpe.train(pieces, vocab_size)}
     if version("rustbpe"):
         import rustbpe
-        found["rustbpe"] = lambda pieces: rustbpe.Tokenizer().train_from_iterator(iter(pieces), size, pattern=bpe.PATTERN)
+        found["rustbpe"] = lambda pieces: rustbpe.Tokenizer().train_from_iterator(iter(pieces), size,
+                                                                                  pattern=bpe.PATTERN)
     if version("tokenizers"):
         from tokenizers import trainers as theirs
 
@@ -60,7 +61,7 @@ def trainers(vocab_size: int) -> dict:
     return found
 
 
-def encoders(ranks: dict[bytes, int], pieces: list[str], vocab_size: int) -> dict:
+def encoders(ranks: dict[bytes, int], pieces: list[str]) -> dict:
     """Each encodes the pieces and returns how many tokens they are."""
     from jaxgpt.tokenizer import bpe
     from jaxgpt.tokenizer.tokenizer import Tokenizer
@@ -126,13 +127,14 @@ def main() -> None:
     training, learned = compare(trainers(given.vocab_size), pieces, given.rounds)
     print(f"\ntraining on {size / 1e6:.2f} MB, {given.vocab_size} tokens, median of {given.rounds}\n")
     print(table(["", "median s", "least s", "ours / this"],
-                [[name, f"{statistics.median(values):.3f}", f"{min(values):.3f}", f"{ratio(training['jaxgpt'], values):.2f}"]
-                 for name, values in training.items()]))
-    encoding, tokens = compare(encoders(learned["jaxgpt"], pieces, given.vocab_size), pieces, given.rounds)
+                [[name, f"{statistics.median(values):.3f}", f"{min(values):.3f}",
+                  f"{ratio(training['jaxgpt'], values):.2f}"] for name, values in training.items()]))
+    encoding, tokens = compare(encoders(learned["jaxgpt"], pieces), pieces, given.rounds)
     print("\nencoding the same text, one thread\n")
     print(table(["", "median MB/s", "most MB/s", "tokens", "ours / this, of the time"],
                 [[name, f"{size / 1e6 / statistics.median(values):.2f}", f"{size / 1e6 / min(values):.2f}",
-                  f"{tokens[name]:,}", f"{ratio(encoding['jaxgpt'], values):.2f}"] for name, values in encoding.items()]))
+                  f"{tokens[name]:,}", f"{ratio(encoding['jaxgpt'], values):.2f}"]
+                 for name, values in encoding.items()]))
 
 
 if __name__ == "__main__":

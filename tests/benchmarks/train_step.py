@@ -6,10 +6,11 @@
   python tests/benchmarks/train_step.py --nanogpt nanoGPT --size 124m --rows 32 --length 1024 --dtype bfloat16
   python tests/benchmarks/train_step.py --transformers --size 1b --rows 8 --length 2048 --dtype bfloat16
 
-Same mathematics on both sides: the peer starts from our parameters, sees the same batch, and both use AdamW (decay on
-matrices only) on gradients clipped to norm 1; the losses in the table show it. Beside nanoGPT our GELU is the exact one,
-as its is. nanoChat's model has parts that ours lacks (value embeddings, a smear), so only its shape is the same. On an
-accelerator PyTorch compiles its model and picks its flash attention. MFU counts causal FLOPs, against the data sheet.
+Beside nanoGPT both sides do the same mathematics, and the losses in the table show it: the peer starts from our
+parameters, sees the same batch, both use AdamW (decay on matrices only) on gradients clipped to norm 1, and our GELU is
+the exact one. The Llama of transformers has the same shape and weights of its own. nanoChat's model has parts that ours
+lacks (value embeddings, a smear), so only its shape is the same. On an accelerator PyTorch compiles its model and picks
+its flash attention. MFU counts causal FLOPs, against the data sheet.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class OnPyTorch:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.model = torch.compile(model) if job["compile"] else model
         self.bfloat16 = job["dtype"] == "bfloat16" and job["peer"] != "nanochat"  # which casts by itself
-        x, y = batch_of(job["rows"], job["length"], config_of(job["size"], job["length"], "float32", job["peer"]).vocab_size)
+        vocabulary = config_of(job["size"], job["length"], "float32", job["peer"]).vocab_size
+        x, y = batch_of(job["rows"], job["length"], vocabulary)
         self.batch = [torch.from_numpy(a.astype(np.int64)).to(self.device) for a in (x, y)]
 
     def steps(self, count: int) -> float:
@@ -151,8 +153,7 @@ def nanogpt(job: dict):
         copy(model.transformer.wte.weight, ours["embed"])
         copy(model.transformer.wpe.weight, ours["positions"])
         kinds = ("weight", "bias") if config.bias else ("weight",)
-        for norm, name in [(model.transformer.ln_f, "final_norm")]:
-            copy(norm.weight, ours[f"{name}.scale"])
+        copy(model.transformer.ln_f.weight, ours["final_norm.scale"])
         layers = {name: ours[name] for name in ours.files if name.startswith("layers.")}
         for i, block in enumerate(model.transformer.h):
             of = lambda name: layers[f"layers.{name}"][i]  # noqa: E731
@@ -188,8 +189,9 @@ def llama(job: dict):
     from transformers import LlamaConfig, LlamaForCausalLM
     config = config_of(job["size"], job["length"], "float32", "transformers")
     model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=config.vocab_size, hidden_size=config.width, intermediate_size=config.F, rms_norm_eps=config.norm_eps,
-        num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.K,
+        vocab_size=config.vocab_size, hidden_size=config.width, intermediate_size=config.F,
+        rms_norm_eps=config.norm_eps, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, num_key_value_heads=config.K,
         max_position_embeddings=config.context, rope_theta=config.rope_theta, tie_word_embeddings=True,
         attn_implementation="sdpa", use_cache=False))
 
@@ -219,7 +221,8 @@ def measure(job: dict, sides: list[tuple[str, str, str]], rounds: int, block: in
     rows = []
     for name, values in seconds.items():
         median = statistics.median(values)
-        rows.append([name, f"{median * 1e3:.1f}", f"{min(values) * 1e3:.1f}", f"{job['rows'] * job['length'] / median:,.0f}",
+        rows.append([name, f"{median * 1e3:.1f}", f"{min(values) * 1e3:.1f}",
+                     f"{job['rows'] * job['length'] / median:,.0f}",
                      f"{flops / median / peak:.1%}" if peak else f"{flops / median / 1e9:,.0f} GFLOP/s",
                      f"{ratio(ours, values):.2f}", ", ".join(f"{loss:.4f}" for loss in losses[name])])
     print(f"\n{rounds} rounds of {block} steps in turn, {job['size']}, {job['rows']} x {job['length']} tokens\n")
@@ -249,14 +252,15 @@ def main() -> None:
                "nanochat": given.nanochat and folder(given.nanochat, "nanochat/gpt.py", "--nanochat"),
                "transformers": "transformers" if given.transformers else None}
     peers = [peer for peer, source in sources.items() if source]
-    for package in {"torch", *(["transformers"] if given.transformers else [])} if peers else ():
+    packages = (["torch"] if peers else []) + (["transformers"] if given.transformers else [])
+    for package in packages:
         need(package, "a peer")
     if (size == "1b") != bool(given.transformers) and peers:
         raise SystemExit("--size 1b is compared with --transformers, the other sizes with --nanogpt or --nanochat")
 
     backend, machine = probe()
     accelerator = backend != "cpu"
-    print(header("train_step", machine, *(["torch"] if peers else []), *(["transformers"] if given.transformers else [])))
+    print(header("train_step", machine, *packages), flush=True)
     rows, length = given.rows or SIZES[size][0], given.length or SIZES[size][1]
     rounds, block = (10, 5) if accelerator else ROUNDS[size]
     dtypes = given.dtype or (["bfloat16"] if accelerator else ["float32"])
