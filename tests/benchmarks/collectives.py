@@ -60,8 +60,7 @@ def main() -> None:
         given.simulate, given.mib, given.rounds = given.simulate or 4, [0.0625], 2
     if given.simulate:
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
-                                   + f" --xla_force_host_platform_device_count={given.simulate}").strip()
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(given.simulate)
     import jax
     import jax.numpy as jnp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
