@@ -31,7 +31,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
         g ← g · min(1, clip_norm / ‖g‖₂)
         params ← params + optimizer(g)
 
-    A step whose loss, gradient or new parameters are not finite changes nothing and reports metrics["finite"] = 0; the loop then stops.
+    A step whose loss or gradient is not finite changes nothing and reports metrics["finite"] = 0; the loop then stops.
+    One whose update makes parameters that are not finite reports the same, and the loop stops before it saves them.
 
     Args:
       loss_fn: as above. `frozen` is what is used and not trained (a reference model, a LoRA base): an argument, because
@@ -46,6 +47,11 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
     Returns:
       The step. Its metrics are float32 scalars: "loss", "grad_norm", "param_norm", "finite" and those of loss_fn.
     """
+    def update(state: TrainState, grads, scale):
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1, state.rng, state.extra)
+
     def step(state: TrainState, frozen, batch):
         with sharding.in_force(mesh, rules):
             rng = jax.random.fold_in(state.rng, state.step)
@@ -54,13 +60,12 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
         loss, grad_norm = loss_sum * scale, optax.tree.norm(grads) * scale
         if clip_norm is not None:
             scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
-        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        param_norm = optax.tree.norm(params)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
-        new = TrainState(params, opt_state, state.step + 1, state.rng, state.extra)
-        new = jax.tree.map(lambda a, b: jax.lax.select(finite, a, b) if a is not b else a, new, state)
+        # Decided before the update and not by a select after it, so that the state is written in place: a guard that
+        # waited for the new parameters would keep the old state beside the new one, and pass over both once more.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = jax.lax.cond(finite, update, lambda state, grads, scale: state, state, grads, scale)
+        param_norm = optax.tree.norm(new.params)
+        finite &= jnp.isfinite(param_norm)
         metrics = {name: total / jnp.where(count > 0, count, 1.0) for name, (total, count) in sums.items()}
         return new, {"loss": loss, "grad_norm": grad_norm, "param_norm": param_norm,
                      "finite": finite.astype(jnp.float32), **metrics}

@@ -98,6 +98,13 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     assert float(metrics["finite"]) == 1.0 and int(state.step) == 1
 
 
+def test_an_update_that_is_not_finite_is_reported():
+    step, state, _ = make(optimizer=optax.sgd(1e38))
+    state, metrics = step(state, (), {**batch(), "x": batch()["x"] * 1e3})
+    assert np.isfinite(float(metrics["loss"])) and np.isfinite(float(metrics["grad_norm"]))
+    assert not np.isfinite(float(metrics["param_norm"])) and float(metrics["finite"]) == 0.0
+
+
 def test_frozen_trees_are_arguments_and_not_constants():
     step, state, shardings = make()
     frozen = {"offset": jnp.full((4,), 3.0)}
