@@ -1,7 +1,7 @@
-"""The dial at 20: a base model of GPT-2's class, Muon and all, on FineWeb-Edu, for a TPU slice of 16 chips or one GPU box.
+"""The dial at 20: a base model of GPT-2's class, Muon and all, on FineWeb-Edu, for 16 TPU chips or one GPU box.
 
-Source:  Karpathy, nanochat (2025), the d20 model: 20 layers of width 1280, its own tokenizer of 32,768, 20 tokens for each
-         weight of layers and head.
+Source:  Karpathy, nanochat (2025), the d20 model: 20 layers of width 1280, its own tokenizer of 32,768, 20 tokens for
+         each weight of layers and head.
 Expect:  not yet run here: it takes an accelerator. Its plan for 16 v5e chips stands in the README:
   jaxgpt plan experiments/depth20.py --on v5e-16
   JAXGPT_DATA=/data jaxgpt run experiments/depth20.py --distributed

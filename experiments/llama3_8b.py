@@ -1,4 +1,4 @@
-"""Llama 3 8B from scratch on FineWeb, for a TPU slice: 10 tokens a parameter, 8,192 positions, state split over all chips.
+"""Llama 3 8B from scratch on FineWeb, for a TPU slice: 10 tokens a parameter, 8,192 positions.
 
 Source:  Grattafiori et al. 2024, "The Llama 3 Herd of Models", tables 3 and 4 (shape, learning rate, batch).
 Expect:  not yet run here: it takes a slice. Its plan for 64 v5p chips stands in the README:
@@ -17,7 +17,7 @@ from jaxgpt.data.programs import Curate, Tokenize
 from jaxgpt.model import presets
 from jaxgpt.pretrain.programs import Pretrain
 
-BATCH, CONTEXT = 512, 8192  # four million tokens a step
+BATCH, CONTEXT = 256, 8192  # two million tokens a step
 
 
 def get_config() -> Experiment:
@@ -30,10 +30,10 @@ def get_config() -> Experiment:
                    repeated_paragraph=None, near_duplicate_threshold=None),
             Tokenize(tokenizer="cl100k_base", xz=False),
             Pretrain(
-                model=presets.on_tpu(presets.llama3("8B", context=CONTEXT), remat="full"),
+                model=presets.on_tpu(presets.llama3("8B", context=CONTEXT)),
                 optim=Optim(lr=3e-4, schedule="cosine", warmup=2000, final_fraction=0.1, beta1=0.9, beta2=0.95,
                             weight_decay=0.1, clip_norm=1.0),
-                tokens=19_000 * BATCH * CONTEXT, batch=BATCH,
+                tokens=38_000 * BATCH * CONTEXT, batch=BATCH,
                 loop=Loop(log_every=10, eval_every=1000, save_every=500)),
         ),
     )

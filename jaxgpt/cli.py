@@ -1,4 +1,4 @@
-"""The command line: `jaxgpt run | chat | sample | tokenize`. Nothing heavy is imported before a command needs it."""
+"""The command line: `jaxgpt run | plan | chat | sample | tokenize`. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from jaxgpt.core.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 done (or stopped cleanly), 2 a mistake that the user can mend."""
+    """Runs a command; returns the exit status: 0 done (or stopped cleanly), 1 a plan that does not fit, 2 a mistake
+    that the user can mend."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     arguments.words = sys.argv[1:] if argv is None else argv
@@ -54,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     plan = commands.add_parser("plan", help="what an experiment needs on hardware that is not there", description=(
-        "Compiles every program of an experiment for a TPU slice without having it (or counts it, for GPUs), and prints "
-        "memory, operations, collectives, time and cost."))
+        "Compiles every program of an experiment for a TPU slice without having it (or counts it, for GPUs), and "
+        "prints memory, operations, collectives, time and cost."))
     plan.add_argument("experiment", metavar="FILE", help="a Python file that defines get_config()")
     plan.add_argument("--on", metavar="TARGET", required=True,
                       help="v5e-16, v5p-128, v6e-256, h200-8 and so on, or a topology such as v5p:4x4x4")
@@ -139,7 +140,7 @@ def _experiment(arguments):
 def _run_stages(arguments) -> int:
     from jaxgpt.core import distributed, experiment
     if arguments.profile < 0:
-        raise UserError(f"--profile {arguments.profile}: a number of steps, 1 or more")
+        raise UserError(f"--profile {arguments.profile}: a number of steps, 0 for none")
     chosen = distributed.all_or_none(lambda: _experiment(arguments))
     workdir = Path(arguments.workdir or Path("runs") / chosen.name)
     try:
@@ -166,8 +167,8 @@ def _plan(arguments) -> int:
     from jaxgpt.plan.hardware import parse_target
     from jaxgpt.plan.plan import make_plan
     target, chosen = parse_target(arguments.on), _experiment(arguments)
-    if arguments.price is not None and not 0 <= arguments.price < float("inf"):
-        raise UserError(f"--price {arguments.price}: a price of one chip for an hour, 0 or more")
+    if arguments.price is not None and not 0 <= arguments.price < 1e6:
+        raise UserError(f"--price {arguments.price}: a price of one chip for an hour, from 0 to a million")
     if arguments.sweep:
         return 0 if show.print_sweep(chosen, target, stage=arguments.stage) else 1
     shown = []
@@ -218,8 +219,10 @@ def _tokenize(arguments) -> int:
 
 def _prepare_jax() -> None:
     """Keeps compiled programs between runs, so that the second start is quick, and scratch memory between steps."""
+    from jaxgpt.core.libtpu import quiet_without_tpu
     from jaxgpt.core.memory import keep_freed_memory
     keep_freed_memory()
+    quiet_without_tpu()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs at length what it raises as well
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if os.path.isabs(home):  # "~" stays where nobody is at home, as in some containers

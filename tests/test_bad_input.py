@@ -121,11 +121,11 @@ def test_a_vocabulary_smaller_than_the_bytes_and_special_tokens(data, capsys):
 
 @pytest.mark.parametrize("stage, words, message", [
     ("pretrain", ["pretrain.batch=12"],
-     "pretrain.batch=12: cannot be divided over 8 (mesh axes data 8 x fsdp 1); pretrain.batch=16 can"),
+     "pretrain.batch=12: cannot be divided over 8 (mesh axes data 8); pretrain.batch=16 can"),
     ("pretrain", ["pretrain.batch=8", "pretrain.accumulate=2"], "pretrain.batch=8: cannot be divided over 16 "
-     "(mesh axes data 8 x fsdp 1 x accumulate 2); pretrain.batch=16 can"),
+     "(mesh axes data 8 x accumulate 2); pretrain.batch=16 can"),
     ("pretrain", ["layout.data=1", "layout.fsdp=8", "pretrain.batch=4"],
-     "pretrain.batch=4: cannot be divided over 8 (mesh axes data 1 x fsdp 8); pretrain.batch=8 can"),
+     "pretrain.batch=4: cannot be divided over 8 (mesh axes fsdp 8); pretrain.batch=8 can"),
     ("pretrain", ["layout.data=3"], "layout data 3: the sizes multiply to 3, but there are 8 devices; data 8 works"),
     ("pretrain", ["pretrain.length=64"], "length=64: longer than the 32 positions of model.context"),
     ("pretrain", ["pretrain.model.vocab_size=200"], "model.vocab_size=200: the tokenizer has 272 tokens"),

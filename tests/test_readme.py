@@ -28,16 +28,16 @@ def test_files_that_are_named_exist(path):
     assert (ROOT / path).is_file()
 
 
-COMMANDS = sorted({line for line in re.findall(r"jaxgpt (?:run|chat|sample|tokenize) [^`\n|]*", TEXT)
+COMMANDS = sorted({line for line in re.findall(r"jaxgpt (?:run|plan|chat|sample|tokenize) [^`'\n|]*", TEXT)
                    if "FILE" not in line})
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_command_lines_parse(line):
-    words = shlex.split(line)[1:]
+    words = shlex.split(line, comments=True)[1:]
     arguments = _parser().parse_args(words)
     assert callable(arguments.command)
-    if words[0] == "run":
+    if words[0] in ("run", "plan"):
         assert (ROOT / arguments.experiment).is_file()
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import socket
 import sys
 import threading
@@ -89,7 +90,7 @@ def parse(text: str) -> tuple[str, int, int]:
     """
     parts = text.split(",")
     host, _, port = parts[0].rpartition(":")
-    if len(parts) != 3 or not host or not all(part.isdecimal() for part in (port, *parts[1:])):
+    if len(parts) != 3 or not host or not all(re.fullmatch("[0-9]+", part) for part in (port, *parts[1:])):
         raise UserError(f"--distributed {text}: {_FORM}")
     index, count = int(parts[1]), int(parts[2])
     if index >= count:

@@ -43,8 +43,8 @@ class Loop:
                              f"keep={self.keep}: log_every and keep are at least 1, the others at least 0")
 
 
-def train(context: Context, loop: Loop, *, step_fn: Callable, create: Callable[[], TrainState], abstract_state: TrainState,
-          batches: Callable[[int], Callable[[TrainState], tuple[dict, dict]]], steps: int, config: dict,
+def train(context: Context, loop: Loop, *, step_fn: Callable, create: Callable[[], TrainState],
+          abstract_state: TrainState, batches: Callable[[int], Callable[[TrainState], tuple[dict, dict]]], steps: int, config: dict,
           frozen: Any = (), evaluate: Callable[[TrainState, int], dict] | None = None,
           tokens_per_step: int | None = None, flops_per_token: float | None = None) -> TrainState:
     """Trains for `steps` steps, or for those that an earlier run left.
@@ -136,8 +136,8 @@ class _Journal:
         name = self._context.stage.name
         if not metrics.pop("finite"):
             raise UserError(f"stage '{name}': the loss is not finite at step {step:,} (loss {metrics['loss']}, "
-                            f"gradient norm {metrics['grad_norm']}); that update was not made and the last checkpoint "
-                            "is good: lower the learning rate or clip_norm and start this stage anew")
+                            f"gradient norm {metrics['grad_norm']}); nothing of it is saved and the last "
+                            "checkpoint is good: lower the learning rate or clip_norm and start this stage anew")
         self._rate.step()
         self._progress.update(loss=f"{metrics['loss']:.4f}", **self._rate.shown())
         if step == 1 and self._done == 0:
@@ -158,8 +158,8 @@ class _Journal:
         before = compilations()
         yield
         if compilations() > before and self._compiled:
-            self._context.log(f"{self._context.stage.name}: step {step:,} was compiled anew: its state or batch changed "
-                              "in shape, type or sharding, which costs the time of a compilation")
+            self._context.log(f"{self._context.stage.name}: step {step:,} was compiled anew: its state or batch "
+                              "changed in shape, type or sharding, which costs the time of a compilation")
         self._compiled = True
 
     def evaluated(self, step: int, metrics: dict) -> None:
@@ -179,8 +179,8 @@ class _Journal:
 
 
 class _Rate:
-    """Tokens per second since the last pause, model FLOPs utilisation where the device's peak is known, and the share of
-    the time in which batches were made and sent. Where that is near 1, the device waits for them."""
+    """Tokens per second since the last pause, model FLOPs utilisation where the device's peak is known, and the share
+    of the time in which batches were made and sent. Where that is near 1, the device waits for them."""
 
     def __init__(self, tokens_per_step: int | None, flops_per_token: float | None):
         self._tokens, self._flops, self._peak = tokens_per_step, flops_per_token, peak_flops()
@@ -216,7 +216,8 @@ class _Rate:
 
 
 class _Profile:
-    """Traces the steps that were asked for, from the third of this process on: the first two compile and fill caches."""
+    """Traces the steps that were asked for, from the third of this process on: the first two compile and fill caches.
+    """
 
     def __init__(self, context: Context, done: int):
         self._context, self._first, self._last = context, done + 3, done + 2 + context.profile
@@ -240,8 +241,8 @@ class _Profile:
         jax.profiler.stop_trace()
         self._open = False
         trace = max(self._folder.rglob("perfetto_trace.json.gz"), key=lambda path: path.stat().st_mtime)
-        self._context.log(f"{self._context.stage.name}: a profile of steps {self._first:,} to {self._done:,} is in {trace} "
-                          f"(open it in ui.perfetto.dev), and for TensorBoard in {self._folder}")
+        self._context.log(f"{self._context.stage.name}: a profile of steps {self._first:,} to {self._done:,} is in "
+                          f"{trace} (open it in ui.perfetto.dev), and for TensorBoard in {self._folder}")
 
     @property
     def _folder(self):
@@ -250,3 +251,5 @@ class _Profile:
     def __exit__(self, *error) -> None:
         if self._open:  # the stage ended first
             self._close()
+        elif self._context.profile and self._done < self._first:
+            self._context.log(f"{self._context.stage.name}: nothing to profile: a profile begins with the third step")

@@ -48,8 +48,8 @@ class Layout:
     def __post_init__(self):
         sizes = dataclasses.astuple(self)
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-            raise ValueError(f"layout {dict(zip(AXES, sizes))}: sizes are at least 1, and on at most one axis -1, which "
-                             "takes the rest")
+            raise ValueError(f"layout {dict(zip(AXES, sizes))}: sizes are at least 1, and on at most one axis -1, "
+                             "which takes the rest")
 
 
 def make_mesh(layout: Layout, devices=None) -> Mesh:
@@ -215,9 +215,13 @@ def partition(axes, rules: dict) -> PartitionSpec:
 
 
 def _fitting(shape, axes, mesh: Mesh, rules: dict) -> PartitionSpec:
-    """The partition of an activation, without the axes that do not divide their dimension."""
-    spec = partition(axes, rules)
-    return PartitionSpec(*(names if size % _count(mesh, names) == 0 else None for size, names in zip(shape, spec)))
+    """The partition of an activation, without the mesh axes, the last ones first, that do not divide their dimension."""
+    def dividing(size: int, names: tuple[str, ...]):
+        while size % _count(mesh, names):
+            names = names[:-1]
+        return names or None
+
+    return PartitionSpec(*(dividing(size, _as_tuple(names)) for size, names in zip(shape, partition(axes, rules))))
 
 
 def _count(mesh: Mesh, names: Any) -> int:
@@ -291,7 +295,7 @@ def check_batch(size: int, mesh: Mesh, rules: dict, name: str = "batch", accumul
     count = _count(mesh, axes) * accumulate
     if size % count:
         raise UserError(f"{name}={size}: cannot be divided over {count} (mesh axes "
-                        + " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+                        + " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes if mesh.shape[axis] > 1)
                         + (f" x accumulate {accumulate}" if accumulate > 1 else "")
                         + f"); {name}={_nearest(size, count)} can")
 

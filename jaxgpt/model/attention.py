@@ -136,7 +136,8 @@ def choose(implementation: str, *, platform: str, parts: int = 1, T: int, H: int
     """The implementation for a case.
 
     "auto" takes, in this order: on TPU splash, where it can take the shape; with positions over several devices the
-    ring; on GPU cuDNN, where it is exact; XLA.
+    ring; on GPU cuDNN, where it is exact (without segments, see `Pretrain.attend_across`); on GPU beyond 2,048 positions
+    the ring, which never holds all weights; XLA.
 
     Args:
       implementation: as in `self_attention`.
@@ -153,6 +154,8 @@ def choose(implementation: str, *, platform: str, parts: int = 1, T: int, H: int
     ['splash', 'cudnn', 'xla']
     >>> choose("auto", platform="tpu", T=1000, H=64, dtype=jnp.bfloat16)
     'xla'
+    >>> choose("auto", platform="gpu", T=8192, H=128, dtype=jnp.bfloat16, segments=True)
+    'ring'
     """
     refusals = {
         "splash": _first((
@@ -168,7 +171,9 @@ def choose(implementation: str, *, platform: str, parts: int = 1, T: int, H: int
     if implementation == "auto":
         if platform == "tpu" and not refusals["splash"]:
             return "splash"
-        return "ring" if parts > 1 else "xla" if refusals["cudnn"] else "cudnn"
+        if parts > 1 or (platform == "gpu" and refusals["cudnn"] and T > 2048):
+            return "ring"
+        return "xla" if refusals["cudnn"] else "cudnn"
     if refusals.get(implementation):
         raise UserError(f"model.attention='{implementation}': {refusals[implementation]}; 'auto' chooses what can")
     return implementation

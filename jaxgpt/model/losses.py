@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -55,15 +56,14 @@ def token_logprobs(params: Any, x: jax.Array, targets: jax.Array, *, config: tra
     check({"B T D": {"x": x}, "B T": {"targets": targets}})
 
     def chunk_logprobs(x, targets, head):
-        return selective_log_softmax(transformer.logits(x, head, config=config) / temperature, targets)
+        logits = transformer.unembed({"head": head}, x, config=dataclasses.replace(config, tied=False))
+        return selective_log_softmax(logits / temperature, targets)
 
     def own_logprobs(x, targets, head):
         shape, size, chunk = targets.shape, targets.size, config.loss_chunk
         if chunk is None or size <= chunk:
             return chunk_logprobs(x, targets, head)
-        head = head.astype(jnp.float32)  # in which its gradient is added up over chunks
-        flat = _in_chunks(lambda x, targets: chunk_logprobs(x, targets, head.astype(x.dtype)), x.reshape(size, -1),
-                          targets.reshape(size), chunk)
+        flat = _in_chunks(chunk_logprobs, chunk)(x.reshape(size, -1), targets.reshape(size), head)
         return jax.tree.map(lambda a: a.reshape(shape), flat)
 
     rows = ("batch", "loss")
@@ -71,16 +71,42 @@ def token_logprobs(params: Any, x: jax.Array, targets: jax.Array, *, config: tra
     return on_shards(own_logprobs, (*rows, None), rows, (None, None), out_rank=2)(x, targets, head)
 
 
-def _in_chunks(function, x, targets, size):
-    """Maps `function` over chunks of the first dimension, padded to whole ones, recomputing in the backward pass."""
-    count, total = -(-len(targets) // size), len(targets)
+def _in_chunks(function, size: int):
+    """`function(x, targets, head)` over chunks of the first dimension of x and targets, padded to whole ones.
 
+    The backward pass computes each chunk again; the gradient of the head is added up over chunks in float32, whatever
+    its type, and without a copy of the head in float32.
+    """
     def split(a):
-        a = jnp.pad(a, [(0, -total % count)] + [(0, 0)] * (a.ndim - 1))
-        return a.reshape(count, -1, *a.shape[1:])
+        count = -(-len(a) // size)
+        return jnp.pad(a, [(0, -len(a) % count)] + [(0, 0)] * (a.ndim - 1)).reshape(count, -1, *a.shape[1:])
 
-    out = jax.lax.map(lambda chunk: jax.checkpoint(function, prevent_cse=False)(*chunk), (split(x), split(targets)))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], out)
+    def join(a, total):
+        return a.reshape(-1, *a.shape[2:])[:total]
+
+    @jax.custom_vjp
+    def mapped(x, targets, head):
+        out = jax.lax.map(lambda chunk: function(*chunk, head), (split(x), split(targets)))
+        return jax.tree.map(lambda a: join(a, len(targets)), out)
+
+    def forward(x, targets, head):
+        return mapped(x, targets, head), (x, targets, head)
+
+    def backward(saved, grads):
+        x, targets, head = saved
+
+        def add(total, chunk):
+            x, targets, grads = chunk
+            _, pull = jax.vjp(lambda x, head: function(x, targets, head), x, head)
+            dx, dhead = pull(grads)
+            return total + dhead.astype(jnp.float32), dx
+
+        total, dx = jax.lax.scan(add, jnp.zeros(head.shape, jnp.float32),
+                                 (split(x), split(targets), jax.tree.map(split, grads)))
+        return join(dx, len(targets)), None, total.astype(head.dtype)
+
+    mapped.defvjp(forward, backward)
+    return mapped
 
 
 def next_token_loss(params: Any, frozen: Any, batch: dict, rng: jax.Array, *, config: transformer.Config):

@@ -45,13 +45,11 @@ class Config:
       position: "rotary" (Su et al. 2021) or "learned".
       rope_theta: base of the rotary wavelengths.
       norm: "rmsnorm" or "layernorm", before each block and before the head.
-      norm_scale: whether norms have a learned scale.
-      norm_eps: ε of the norms.
+      norm_scale, norm_eps: whether norms have a learned scale, and their ε.
       activation: "gelu" (exact), "gelu_tanh" (GPT-2's), "swiglu" or "relu2".
       bias: whether projections and layer norms have biases.
       tied: whether the head is the embedding, transposed.
-      qk_norm: normalise queries and keys of each head (Dehghani et al. 2023).
-      embed_norm: normalise the embedding before the first layer.
+      qk_norm, embed_norm: normalise queries and keys of each head (Dehghani et al. 2023), and the embedding.
       logit_soft_cap: c of c · tanh(logits / c), or None.
       windows: how far back each layer looks, repeated over the layers: (128, None) alternates; None looks at all.
       init_std: of the weights' normal distribution; None for 1 / √(rows of the matrix), and 1 for embeddings.
@@ -325,17 +323,12 @@ def hidden(params: Any, tokens: jax.Array, *, config: Config, positions: jax.Arr
 
 def unembed(params: Any, x: jax.Array, *, config: Config) -> jax.Array:
     """Logits of the next token: float32 [..., V] from x [..., D]."""
-    return logits(x, head(params, config=config).astype(x.dtype), config=config)
+    return soft_cap(linear(x, head(params, config=config).astype(x.dtype), dtype=jnp.float32), config.logit_soft_cap)
 
 
 def head(params: Any, *, config: Config) -> jax.Array:
     """The matrix [D, V] that makes logits: a parameter of its own, or the embedding, transposed."""
     return params["embed"].T if config.tied else params["head"]
-
-
-def logits(x: jax.Array, head: jax.Array, *, config: Config) -> jax.Array:
-    """Logits, float32 [..., V], of x [..., D] by a head [D, V] of the same type."""
-    return soft_cap(linear(x, head, dtype=jnp.float32), config.logit_soft_cap)
 
 
 def apply(params: Any, tokens: jax.Array, *, config: Config, **options) -> jax.Array:
@@ -393,11 +386,9 @@ def _which(config: Config) -> jax.Array | None:
 
 
 def _remat(config: Config):
-    """The block under its rematerialisation policy."""
-    if config.remat == "none":
-        return Block
-    # inside a loop nothing can be merged across iterations; where layers are unrolled, merging would undo the remat
-    return nn.remat(Block, policy=remat.policy(config.remat), prevent_cse=config.unroll > 1)
+    """The block under its policy; merging common parts undoes it, which cannot happen across turns of a loop."""
+    policy = remat.policy(config.remat)
+    return Block if config.remat == "none" else nn.remat(Block, policy=policy, prevent_cse=config.unroll > 1)
 
 
 def _init(axes, std):

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from jaxgpt.core.errors import UserError
+from jaxgpt.core.libtpu import quiet_without_tpu
 from jaxgpt.core.metrics import duration
 from jaxgpt.plan.hardware import Target
 from jaxgpt.plan.hlo import Collective, collectives
@@ -75,16 +76,6 @@ def topology_devices(target: Target) -> list:
     except Exception as error:  # whatever the compiler raises
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{target.text}: libtpu makes no topology {target.topology} ({reason})") from error
-
-
-def quiet_without_tpu() -> None:
-    """Where no TPU is, libtpu need not look for one: it would ask the network, and complain at length."""
-    if not any(os.path.exists(f"/dev/{name}") for name in ("accel0", "vfio/0")):
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("TPU_WORKER_ID", "0")
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at once
 
 
 def compile_program(jitted, arguments: tuple, label: str = "") -> tuple[Compiled, Any]:
@@ -177,12 +168,15 @@ def _ticking(label: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _no_cache() -> Iterator[None]:
     """JAX would keep the executable and fail to read it again, since no device is there to load it."""
+    from jax.experimental.compilation_cache import compilation_cache
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # else the setting is looked at once in a process
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager

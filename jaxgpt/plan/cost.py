@@ -140,10 +140,10 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
       ValueError: the batch does not divide, or no such axis or policy.
     """
     axes = _all_axes(axes)
-    rows = batch / (axes["data"] * axes["fsdp"] * accumulate)
+    rows = batch / (_row_devices(axes) * accumulate)
     if rows != int(rows):
-        raise ValueError(f"batch={batch}: must divide by data {axes['data']} x fsdp {axes['fsdp']} x accumulate "
-                         f"{accumulate}")
+        raise ValueError(f"batch={batch}: must divide by the {_row_devices(axes)} devices of data, fsdp and expert x "
+                         f"accumulate {accumulate}")
     again = _recomputed(remat or config.remat) if isinstance(remat, str | None) else frozenset(remat)
     m, times = rows * length / axes["sequence"], config.layers * accumulate
     matmuls = []
@@ -167,7 +167,7 @@ def decode_cost(config: Config, *, batch: int, context: int, axes: dict[str, int
     """
     axes = _all_axes(axes)
     tensor = axes["tensor"]
-    m = math.ceil(batch / (axes["data"] * axes["fsdp"]))
+    m = math.ceil(batch / _row_devices(axes))
     matmuls = [Matmul(name, m, k, n, config.layers, _width(config)) for name, k, n in layer_products(config, tensor)]
     matmuls.append(Matmul("head", m, config.width, config.vocab_size / tensor, 1, _width(config)))
     seen = sum(min(config.windows[i % len(config.windows)] or context, context) for i in range(config.layers))
@@ -203,27 +203,33 @@ class Memory:
 
 
 def train_memory(config: Config, *, batch: int, length: int, axes: dict[str, int], accumulate: int = 1,
-                 optimizer: str = "adamw", remat: str | None = None, moment_bytes: int = 4) -> Memory:
+                 optimizer: str = "adamw", remat: str | None = None, moment_bytes: int = 4,
+                 scores: bool = False) -> Memory:
     """Estimates what a train step holds at once, for hardware whose compiler is not here.
 
     Parameters, gradients and moments in float32 lie split over fsdp and tensor. Of each layer the backward pass needs
     its input, and what the policy does not compute again; on top come one layer in full, one layer's gathered weights,
     and the logits of one chunk, twice in float32.
 
-    Args: as for `train_cost`; moment_bytes: of a value of the optimizer's moments.
+    Args: as for `train_cost`; moment_bytes: of a value of the optimizer's moments; scores: whether attention holds the
+      weights of all pairs of positions, [B, N, T, T], as no kernel does.
     """
     axes = _all_axes(axes)
     again, width, tensor = _recomputed(remat or config.remat), _width(config), axes["tensor"]
     params = 4.0 * _weights(config) / (axes["fsdp"] * tensor)
     moments = {"adamw": 2, "muon": 1, "sgd": 1}[optimizer] * moment_bytes / 4 * params
-    m = batch * length / (axes["data"] * axes["fsdp"] * accumulate * axes["sequence"])
+    m = batch * length / (_row_devices(axes) * accumulate * axes["sequence"])
     outputs = {name: n for name, _, n in layer_products(config, tensor) if name != "down"}  # the next layer's input
     outputs["attention"] = config.heads * config.H / tensor
     whole = width * m * (sum(outputs.values()) + 4 * config.width + config.F / tensor)  # with norms, sums, activation
     saved = width * m * (config.width + sum(n for name, n in outputs.items() if name not in again))
     saved = whole if (remat or config.remat) == "none" else saved
-    chunk = min(m, config.loss_chunk or m)
-    logits = 2 * 4.0 * chunk * config.vocab_size / tensor
+    pairs = m * length * config.heads / tensor if scores else 0.0
+    whole += 2 * 4.0 * pairs  # in float32, and their gradient
+    saved += width * pairs if (remat or config.remat) == "none" else 0.0
+    chunk = min(m / tensor, config.loss_chunk or m / tensor)
+    head = (width + (4.0 if chunk < m / tensor else width)) * config.width * config.vocab_size  # with its gradient
+    logits = 2 * 4.0 * chunk * config.vocab_size + head
     gathered = 2 * width * _layer_weights(config, tensor) if axes["fsdp"] > 1 else 0.0
     casts = width * _weights(config) / (axes["fsdp"] * tensor) if width < 4 else 0.0
     return Memory(params, params, moments, saved * config.layers + whole + max(logits, gathered) + casts)
@@ -256,6 +262,11 @@ def _all_axes(axes):
     if unknown:
         raise ValueError(f"axes={axes}: no such axis as {', '.join(sorted(unknown))}; there are {', '.join(AXES)}")
     return {axis: axes.get(axis, 1) for axis in AXES}
+
+
+def _row_devices(axes):
+    """Over how many devices rows are split: without experts, their axis is one more for data."""
+    return axes["data"] * axes["fsdp"] * axes["expert"]
 
 
 def _recomputed(policy):
@@ -323,8 +334,10 @@ def _train_collectives(config, m, row_tokens, axes, accumulate, again):
         yield _collective("reduce-scatter", "fsdp", axes, layer, times, "gradients of a layer")
         yield _collective("all-gather", "fsdp", axes, table, 3 * accumulate, "embedding and head")
         yield _collective("reduce-scatter", "fsdp", axes, table, 2 * accumulate, "their gradients")
-    if axes["data"] > 1:
-        yield _collective("all-reduce", "data", axes, 4.0 * _weights(config) / (axes["fsdp"] * tensor), 1, "gradients")
+    for axis in ("data", "expert"):
+        if axes[axis] > 1:
+            yield _collective("all-reduce", axis, axes, 4.0 * _weights(config) / (axes["fsdp"] * tensor), accumulate,
+                              "gradients")
     if tensor > 1:
         count = 4 * times + 2 * accumulate + ("o" in again) * times
         yield _collective("all-reduce", "tensor", axes, width * m * config.width, count, "activations")

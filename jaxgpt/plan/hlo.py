@@ -13,12 +13,13 @@ import re
 from collections import Counter, defaultdict
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32,
-         "f32": 32, "s64": 64, "u64": 64, "f64": 64}
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32,
+         "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9-]*)\(")
-_CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations|called_computations)=\{?((?:%[\w.-]+(?:, )?)+)\}?")
+_CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations|called_computations)"
+                     r"=\{?((?:%[\w.-]+(?:, )?)+)\}?")
 
 
 @dataclasses.dataclass(frozen=True)

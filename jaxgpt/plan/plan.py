@@ -20,7 +20,7 @@ from jaxgpt.core import sharding
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import After, Context, Experiment
 from jaxgpt.core.state import TrainState
-from jaxgpt.model.fit import planned_model
+from jaxgpt.model.attention import choose
 from jaxgpt.model.transformer import Config
 from jaxgpt.plan import cost as counting
 from jaxgpt.plan.compiled import Compiled, bytes_per_device, compile_program, topology_devices
@@ -37,6 +37,8 @@ class Training:
       batch, length, accumulate: rows and positions of a step, and its micro-batches.
       optimizer, moment_bytes: "adamw" or "muon", and the size of a first moment.
       steps: of the whole stage.
+      owner: the stage whose setting the model is.
+      rolls_out: whether each step first generates what it learns from.
     """
 
     config: Config
@@ -46,6 +48,8 @@ class Training:
     optimizer: str
     moment_bytes: int
     steps: int
+    owner: str
+    rolls_out: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +79,10 @@ class Program:
 
     @property
     def peak(self) -> float:
-        """Bytes on a device."""
-        return self.compiled.peak if self.compiled else self.memory.peak
+        """Bytes on a device; where it is counted, what goes in, gradients like the parameters, and activations."""
+        if self.compiled:
+            return self.compiled.peak
+        return 2 * self.parameters + self.optimizer + self.inputs + self.memory.activations
 
     @property
     def between(self) -> float:
@@ -155,11 +161,24 @@ def training_of(context: Context) -> Training | None:
     stage: Any = context.stage
     if not hasattr(stage, "optim"):
         return None
-    config = stage.model if hasattr(stage, "model") else planned_model(context, stage.start_from)
+    owner = stage
+    while not hasattr(owner, "model"):
+        owner = context.experiment.stage(owner.start_from)
     batch = getattr(stage, "batch", None) or stage.rows
     length = stage.T if hasattr(stage, "T") else stage.length
-    return Training(config, batch, length, stage.accumulate, stage.optim.kind,
-                    2 if stage.optim.moments == "bfloat16" else 4, stage.steps)
+    return Training(owner.model, batch, length, stage.accumulate, stage.optim.kind,
+                    2 if stage.optim.moments == "bfloat16" else 4, stage.steps, owner.name, hasattr(stage, "rollouts"))
+
+
+def _holds_scores(context: Context, training: Training, target: Target) -> bool:
+    """Whether attention will hold the weights of all pairs of positions; refuses a kernel that cannot be had there."""
+    config = training.config
+    windows = tuple(dict.fromkeys(config.windows))
+    with sharding.in_force(context.mesh, context.rules):
+        parts = sharding.parts("seq", training.length)
+    chosen = choose(config.attention, platform=target.chip.platform, parts=parts, T=training.length, H=config.H,
+                    dtype=config.dtype, windows=windows, segments=not getattr(context.stage, "attend_across", False))
+    return chosen == "xla"
 
 
 def _plan_program(context: Context, target: Target, name: str, arguments: tuple, compiled: Compiled | None) -> Program:
@@ -173,6 +192,9 @@ def _plan_program(context: Context, target: Target, name: str, arguments: tuple,
     step = {"batch": training.batch, "length": training.length, "axes": axes, "accumulate": training.accumulate,
             "optimizer": training.optimizer}
     cost = counting.train_cost(training.config, **step)
-    memory = None if compiled else counting.train_memory(training.config, **step, moment_bytes=training.moment_bytes)
+    memory = None
+    if not compiled:
+        memory = counting.train_memory(training.config, **step, moment_bytes=training.moment_bytes,
+                                       scores=_holds_scores(context, training, target))
     return Program(context.stage.name, name, parameters, optimizer, inputs, compiled, memory, training, cost,
                    step_time(cost, target.chip))

@@ -133,7 +133,8 @@ class Times:
 
 
 _LANES = 128  # of a TPU's registers: attention with heads of 64 leaves half of each empty
-_KIND = {"fsdp": "layers", "tensor": "activations", "sequence": "activations", "data": "gradients"}
+_KIND = {"fsdp": "layers", "tensor": "activations", "sequence": "activations", "data": "gradients",
+         "expert": "gradients"}
 
 
 def device_times(cost: Cost, chip: Chip, slice_devices: int | None = None) -> Times:

@@ -8,6 +8,7 @@ from jaxgpt.plan import sweep
 from jaxgpt.plan.advice import advice
 from jaxgpt.plan.hardware import Target
 from jaxgpt.plan.plan import Plan, Program
+from jaxgpt.plan.sweep import seconds
 
 GiB = 2 ** 30
 
@@ -37,7 +38,7 @@ def program_lines(plan: Plan, program: Program, price: float | None = None) -> l
     if program.compiled and program.compiled.collectives:
         lines += _collectives(program)
     if not plan.fits(program):
-        lines += [_row("to make it fit" if not number else "", text) for number, text in enumerate(advice(plan, program))]
+        lines += [_row("" if number else "to make it fit", text) for number, text in enumerate(advice(plan, program))]
     return lines
 
 
@@ -49,7 +50,7 @@ def print_sweep(experiment: Experiment, target: Target, *, stage: str | None = N
         (program,) = plan.programs
         verdict = "fits" if plan.fits(program) else "does not fit"
         print(f"{sweep.label(candidate)}: {_memory_size(program.peak)} a device, {verdict}; "
-              f"{_seconds(candidate.seconds)} a step", flush=True)
+              f"{seconds(candidate.seconds)} a step", flush=True)
 
     ranked = sweep.sweep(experiment, target, stage=stage, each=each)
     best, plan = ranked[0]
@@ -76,16 +77,20 @@ def _step(plan: Plan, program: Program, price: float | None) -> list[str]:
     rate = estimate.tokens_per_second
     run = estimate.seconds * training.steps
     spent = f", {run / 3600 * cost.devices:,.1f} chip-hours"
-    spent += f", {run / 3600 * cost.devices * price:,.2f} at {price:g} a chip-hour" if price is not None else ""
+    if price is not None:
+        spent += f", {run / 3600 * cost.devices * price:,.2f} at {price:g} a chip-hour"
+    spent += "; its rollouts not counted" if training.rolls_out else ""
     links = sum(exchange.wire_bytes() for exchange in cost.collectives)
     return [
         _row("a step", f"{cost.tokens:,} tokens, {_si(cost.model_flops)}FLOP (causal), {_si(cost.flops)}FLOP a device "
-                       f"with what is recomputed; memory moves {_si(cost.memory_bytes)}B, links {_si(links)}B a device"),
-        _row("time", f"{_least(estimate.seconds)}{_seconds(estimate.seconds)} (products {_seconds(estimate.compute)}, memory "
-                     f"{_seconds(estimate.memory)}, links {_seconds(estimate.links + estimate.network)}): bound by {estimate.binding}; "
-                     f"MFU {estimate.mfu:.1%}, {rate:,.0f} tokens/s, {rate / cost.devices:,.0f} a device"),
+                       f"with what is recomputed; memory moves {_si(cost.memory_bytes)}B, links {_si(links)}B a "
+                       "device"),
+        _row("time", f"{_least(estimate.seconds)}{seconds(estimate.seconds)} a step, MFU {estimate.mfu:.1%}, "
+                     f"{rate:,.0f} tokens/s, {rate / cost.devices:,.0f} a device; bound by {estimate.binding}"),
+        _row("of which", f"at the maker's figures, partly at once: products {seconds(estimate.compute)}, memory "
+                         f"{seconds(estimate.memory)}, links {seconds(estimate.links + estimate.network)}"),
         _row("the whole stage", f"{training.steps:,} steps, {training.steps * cost.tokens:,} tokens: "
-                                f"{duration(run)}{spent}"),
+                                f"{_least(estimate.seconds)}{duration(run)}{spent}"),
     ]
 
 
@@ -123,7 +128,3 @@ def _si(number: float) -> str:
     else:
         prefix = "E"
     return f"{number:.3g} {prefix}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

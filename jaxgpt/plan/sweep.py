@@ -1,4 +1,4 @@
-"""Which layout and which rematerialisation policy serve an experiment best on a target: all counted, the best compiled."""
+"""Which layout and rematerialisation policy serve an experiment best on a target: all counted, the best compiled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxgpt.plan.hardware import Target
 from jaxgpt.plan.plan import Plan, Program, make_plan, training_of
 from jaxgpt.plan.roofline import step_time
 
-REMATS = ("none", "dots", "names", "full")
+REMATS = ("none", "dots", "names", "offload", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Candidate:
 
 
 def sweep(experiment: Experiment, target: Target, *, stage: str | None = None, most: int = 6,
-          each: Callable[[Candidate, Plan | None], None] = lambda candidate, plan: None) -> list[tuple[Candidate, Plan]]:
+          each: Callable[[Candidate, Plan | None], None] = lambda candidate, plan: None,
+          ) -> list[tuple[Candidate, Plan]]:
     """Ranks layouts and policies.
 
     Args:
@@ -54,9 +55,13 @@ def sweep(experiment: Experiment, target: Target, *, stage: str | None = None, m
       UserError: no stage trains, or nothing divides.
     """
     chosen = stage or _first_that_trains(experiment)
+    if not hasattr(experiment.stage(chosen), "optim"):
+        raise UserError(f"stage '{chosen}' trains nothing, so there is nothing to sweep; those that train: "
+                        + (", ".join(one.name for one in experiment.stages if hasattr(one, "optim")) or "none"))
     found = sorted(candidates(experiment, target, chosen), key=lambda one: one.seconds)
     if not found:
-        raise UserError(f"{chosen}: its batch, its positions and its parameters divide by no layout of {target.devices} devices")
+        raise UserError(f"{chosen}: its batch, its positions and its parameters divide by no layout of "
+                        f"{target.devices} devices")
     room = 1.15 * target.chip.hbm_bytes  # a count errs by some percent: the compiler has the last word
     likely = [one for one in found if one.peak <= room] or sorted(found, key=lambda one: one.peak)
     planned = []
@@ -81,8 +86,8 @@ def candidates(experiment: Experiment, target: Target, stage: str) -> Iterator[C
             continue
         training = training_of(context)
         for remat in REMATS if hasattr(context.stage, "model") else (training.config.remat,):
-            step = {"batch": training.batch, "length": training.length, "axes": layout, "accumulate": training.accumulate,
-                    "optimizer": training.optimizer, "remat": remat}
+            step = {"batch": training.batch, "length": training.length, "axes": layout, "remat": remat,
+                    "accumulate": training.accumulate, "optimizer": training.optimizer}
             memory = counting.train_memory(training.config, **step, moment_bytes=training.moment_bytes)
             seconds = step_time(counting.train_cost(training.config, **step), target.chip).seconds
             yield Candidate(_with_remat(laid_out, stage, remat), layout, remat, seconds, memory.peak)
@@ -103,13 +108,14 @@ def table(ranked: list[tuple[Candidate, Plan]]) -> str:
         (program,) = plan.programs
         verdict = "fits" if _fits(plan) else "does not fit"
         lines.append(f"{_named(candidate.layout):<34}{candidate.remat:<8}{program.peak / 2 ** 30:>10.2f}"
-                     f"{candidate.seconds * 1000:>8,.0f} ms{program.estimate.mfu:>8.1%}  {verdict}")
+                     f"{seconds(candidate.seconds):>11}{program.estimate.mfu:>8.1%}  {verdict}")
     return "\n".join(lines)
 
 
 def words(candidate: Candidate, stage: str) -> str:
     """The overrides that make an experiment the candidate."""
-    parts = [f"layout.{axis}={size}" for axis, size in candidate.layout.items()] + [f"rules={candidate.experiment.rules}"]
+    parts = [f"layout.{axis}={size}" for axis, size in {**candidate.layout, "expert": 1}.items()]
+    parts.append(f"rules={candidate.experiment.rules}")
     parts += [f"{stage}.model.remat={candidate.remat}"] if hasattr(candidate.experiment.stage(stage), "model") else []
     return " ".join(f"--set {part}" for part in parts)
 
@@ -117,6 +123,15 @@ def words(candidate: Candidate, stage: str) -> str:
 def label(candidate: Candidate) -> str:
     """The candidate in a few words."""
     return f"{_named(candidate.layout)}, remat {candidate.remat}"
+
+
+def seconds(number: float) -> str:
+    """A time as the tables show it.
+
+    >>> seconds(0.01234), seconds(2.5)
+    ('12.3 ms', '2.5 s')
+    """
+    return f"{number * 1000:.3g} ms" if number < 1 else f"{number:.3g} s"
 
 
 def _with_remat(experiment: Experiment, stage: str, remat: str) -> Experiment:

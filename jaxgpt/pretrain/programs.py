@@ -40,6 +40,8 @@ class Pretrain(Stage):
       loop: when to log, evaluate and save; an evaluation covers the whole validation split.
       prompts: continued at each evaluation, into samples.jsonl.
       sample_tokens: how far.
+      attend_across: whether a document sees those before it in its row, as in GPT-2, nanoGPT and llm.c; on a GPU only
+        then attention is cuDNN's.
       data: the stage that made the token shards.
     """
 
@@ -54,6 +56,7 @@ class Pretrain(Stage):
     loop: Loop = Loop(log_every=10, eval_every=100, save_every=100)
     prompts: tuple[str, ...] = ()
     sample_tokens: int = 48
+    attend_across: bool = False
     data: str = "tokenize"
 
     def __post_init__(self):
@@ -86,9 +89,14 @@ class Pretrain(Stage):
         loss_fn = functools.partial(losses.next_token_loss, config=self.model)
         return make_trainable(context, self.model, self.optim, loss_fn, steps=self.steps, accumulate=self.accumulate)
 
+    def _seen(self, batch: dict) -> dict:
+        """What of a batch the model is given: where documents begin, only if they are to be kept apart."""
+        hidden = ("segment_ids", "positions") if self.attend_across else ()
+        return {name: value for name, value in batch.items() if name not in hidden}
+
     def programs(self, context: Context) -> dict:
         trainable = self.trainable(context)
-        batch = abstract_batch(context, self.batch, self.T)
+        batch = self._seen(abstract_batch(context, self.batch, self.T))
         table = jax.ShapeDtypeStruct((self.model.vocab_size,), jnp.float32, sharding=sharding.replicated(context.mesh))
         evaluate = evaluation_program(self.model, context.mesh, tuple(context.rules.items()))
         params, found = trainable.abstract_state.params, {}
@@ -109,10 +117,10 @@ class Pretrain(Stage):
         def train_batches(start: int):
             rows = batches(shards, "train", batch=self.batch, length=self.T, seed=context.seed, start_step=start,
                            mine=mine)
-            return lambda state: (next(rows), {})
+            return lambda state: (self._seen(next(rows)), {})
 
         def evaluate(state, step: int) -> dict:
-            rows = evaluation_batches(shards, "val", batch=self.batch, length=self.T, mine=mine)
+            rows = map(self._seen, evaluation_batches(shards, "val", batch=self.batch, length=self.T, mine=mine))
             found = validation(state.params, rows, config=self.model, token_bytes=tokenizer.token_bytes(),
                                mesh=context.mesh, rules=context.rules)
             context.log(f"{self.name}: step {step:,}: validation {found['val_loss']:.4f} nats per token, "

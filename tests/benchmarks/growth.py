@@ -87,7 +87,8 @@ def planned(axis: str, size: int, compiled: bool) -> tuple[float, float | None]:
     """(seconds of a step, bytes on a chip where the compiler was asked). Batch and context are those of all chips."""
     config = dataclasses.replace(LARGE, layers=size if axis == "depth" else LARGE.layers)
     devices, layout, rules = layout_of(axis, size)
-    batch, length = (size if axis == "batch" else devices if axis == "devices" else 16), (size if axis == "context" else 2048)
+    batch = size if axis == "batch" else devices if axis == "devices" else 16
+    length = size if axis == "context" else 2048
     target = parse_target(f"v5p-{2 * devices}")
     counts = cost.train_cost(config, batch=batch, length=length, axes=dataclasses.asdict(layout))
     peak = None
@@ -126,11 +127,12 @@ def main() -> int:
             memory = ", ".join(f"{peak / 2 ** 30:.1f}" for _, peak in found if peak)
             print(f"| {axis} | {where} | {', '.join(map(str, sizes[few]))} | "
                   f"{', '.join(f'{seconds:.3g}' for _, seconds in points)} | {slope(points):.2f} | {memory} |", flush=True)
-            curves.append(Series(f"{axis}, {where}", tuple((float(np.log2(size / points[0][0])), float(np.log2(seconds / points[0][1])))
-                                                           for size, seconds in points)))
+            relative = np.log2(np.array(points) / points[0])
+            curves.append(Series(f"{axis}, {where}", tuple((float(x), float(y)) for x, y in relative)))
     if arguments.plot:
-        Path(arguments.plot).write_text(line_chart(curves, title="Time of a step as one thing grows",
-                                                   x_label="times the first size, log2", y_label="times the first step, log2"))
+        Path(arguments.plot).write_text(line_chart(
+            curves, title="Time of a step as one thing grows", x_label="times the first size, log2",
+            y_label="times the first step, log2"))
     return 0
 
 

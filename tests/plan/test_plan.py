@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,8 @@ def test_the_compiler_says_when_there_is_no_room():
 def test_eight_billion_parameters_on_64_chips_of_v5p():
     """The recipe with two rows a chip: splash attention, everything recomputed, the state split over all chips."""
     chosen = config.load(EXPERIMENTS / "llama3_8b.py")
-    chosen = config.override(chosen, "pretrain.batch", "128")
+    for word in ("pretrain.batch=128", "pretrain.model.remat=full"):
+        chosen = config.override(chosen, *word.split("="))
     plan = make_plan(chosen, parse_target("v5p-128"), stage="pretrain", only="train_step")
     (program,) = plan.programs
     state = (program.parameters + program.optimizer) / 2 ** 30
@@ -133,7 +135,7 @@ def test_eight_billion_parameters_on_64_chips_of_v5p():
     (["--on", "h200-8", "--set", "pretrain.accumulate=1", "--set", "pretrain.batch=12"],
      "pretrain.batch=12: cannot be divided over 8"),
     (["--on", "h200-8", "--stage", "curate"], "curate: nothing to plan, since no stage of it runs a compiled program"),
-    (["--on", "h200-8", "--price", "-1"], "--price -1.0: a price of one chip for an hour, 0 or more"),
+    (["--on", "h200-8", "--price", "-1"], "--price -1.0: a price of one chip for an hour, from 0 to a million"),
 ])
 def test_one_sentence_for_what_cannot_be(capsys, monkeypatch, words, message):
     monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
@@ -147,3 +149,51 @@ def test_a_plan_from_the_command_line(capsys):
     out = capsys.readouterr().out
     assert out.startswith("gpt2_124m on h200-8: 8 x h200, 1 host; layout data 8, rules 'fsdp'\n")
     assert "pretrain/train_step" in out and "fits" in out and "a chip-hour" in out
+
+
+def test_a_gpu_plan_follows_the_rules_and_the_kernel():
+    """Held whole on every device, the state counts whole; so do the weights of attention where no kernel takes the case."""
+    whole = dataclasses.replace(experiment(layout=Layout(data=1, fsdp=8)), rules="replicated")
+    split = dataclasses.replace(whole, rules="fsdp")
+    peaks = [make_plan(one, parse_target("h100-8")).programs[0] for one in (whole, split)]
+    assert peaks[0].parameters == 4 * count_params(SMALL) and peaks[0].peak > peaks[1].peak + 3 * peaks[1].parameters
+    apart, across = (make_plan(experiment(attend_across=across), parse_target("h100-8")).programs[0].peak
+                     for across in (False, True))
+    assert apart - across >= 2 * 4 * 2 * 2 * 128 * 128  # two rows a device, two heads, in float32, with gradients
+
+
+def test_the_expert_axis_splits_rows_as_data_does():
+    data, expert = (make_plan(experiment(layout=layout), parse_target("h100-8")).programs[0]
+                    for layout in (Layout(data=8), Layout(data=1, expert=8)))
+    assert data.cost.flops == expert.cost.flops and data.estimate.seconds == pytest.approx(expert.estimate.seconds)
+
+
+@pytest.mark.parametrize("words", [["layout.data=1", "layout.fsdp=8", "rules=replicated"], ["layout.data=8"],
+                                   ["layout.data=4", "layout.tensor=2", "rules=fsdp_tensor"],
+                                   ["layout.data=1", "layout.fsdp=8", "pretrain.batch=24",
+                                    "pretrain.model.remat=none"]])
+def test_advice_can_be_taken(words):
+    """Each override that is advised gives an experiment that can be planned, and needs less."""
+    chosen = experiment(dataclasses.replace(presets.llama3("8B"), remat="names"), layout=Layout())
+    chosen = config.override(chosen, "pretrain.tokens", str(10 * 24 * 8192))
+    for word in words:
+        chosen = config.override(chosen, *word.split("="))
+    plan = make_plan(chosen, parse_target("h100-8"))
+    (program,) = plan.programs
+    taken = 0
+    for text in show.program_lines(plan, program):
+        changes = re.findall(r"--set (\S+)", text)
+        if changes:
+            better = chosen
+            for word in sorted(changes, key=lambda word: word != "layout.data=1"):
+                better = config.override(better, *word.split("=", 1))
+            assert make_plan(better, parse_target("h100-8")).programs[0].peak < program.peak, text
+            taken += 1
+    assert not plan.fits(program) and taken >= 2
+
+
+def test_a_sweep_of_what_trains_nothing_is_refused(capsys):
+    words = ["plan", str(EXPERIMENTS / "quickstart.py"), "--on", "h100-8", "--stage", "tokenizer", "--sweep"]
+    assert main(words) == 2
+    assert "stage 'tokenizer' trains nothing, so there is nothing to sweep; those that train: pretrain, sft, grpo" in \
+        capsys.readouterr().err
