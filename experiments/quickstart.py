@@ -2,7 +2,7 @@
 
 Source:  Karpathy, "Deep Dive into LLMs like ChatGPT" (2025).
 Expect:  1.64 bits per byte against 2.31 of xz; sums 19.5% after finetuning, 99.5% after
-         practice; identity 98%; about 4 minutes on 2 cores of an AMD EPYC (Zen 5), commit d39e770
+         practice; identity 98%; about 4 minutes on 2 cores of an AMD EPYC (Zen 5), commit 1024686
   jaxgpt run experiments/quickstart.py
   jaxgpt chat runs/quickstart
 """

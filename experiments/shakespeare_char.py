@@ -2,7 +2,7 @@
 
 Source:  Karpathy, nanoGPT, "I only have a macbook": 4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps.
 Expect:  1.8821 nats per character on the validation split, mean of 3 seeds (1.8883, 1.8761, 1.8819);
-         21.4 ms a step on 2 cores of an AMD EPYC (Zen 5), commit 44388fb
+         21.4 ms a step on 2 cores of an AMD EPYC (Zen 5), commit 1024686
   jaxgpt run experiments/shakespeare_char.py
   jaxgpt sample runs/shakespeare_char --prompt "ROMEO:"
 """

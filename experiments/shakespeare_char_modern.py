@@ -2,7 +2,7 @@
 
 Source:  Jordan et al., modded-nanogpt and Muon (2024); Karpathy, nanochat (2025).
 Expect:  1.5673 nats per character on the validation split, mean of 3 seeds (1.5615, 1.5763, 1.5641);
-         25.6 ms a step on 2 cores of an AMD EPYC (Zen 5), commit 44388fb
+         25.6 ms a step on 2 cores of an AMD EPYC (Zen 5), commit 1024686
   jaxgpt run experiments/shakespeare_char_modern.py
 """
 
