@@ -18,12 +18,18 @@ setup(
         "array_record>=0.8.1",
         "grain>=0.2.18",
         "rustbpe>=0.1.0",
+        "apache-beam>=2.77",  # the engine of curation: on a laptop, Dataflow, Flink or Spark
+        "fastwarc>=2.0",
+        "trafilatura>=2.3",
+        "resiliparse>=2.0",
+        "py3langid>=0.4",  # brings its model
+        "pyarrow>=20",
+        "fsspec>=2025.1",  # files near and far
         "numpy>=2.0",
         "regex>=2024.0",  # the split pattern, in the reference BPE trainer
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6"],
-        "web": ["fastwarc", "resiliparse", "trafilatura"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "datatrove==0.10.1", "spacy>=3.8", "fasteners", "warcio"],
         "serve": ["starlette", "uvicorn"],
         "metrics": ["tensorboardX", "wandb"],
         "cuda": ["jax[cuda13]"],

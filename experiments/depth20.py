@@ -12,8 +12,9 @@ Expect:  not yet run here: it takes an accelerator. Its plan for 16 v5e chips st
 from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.sharding import Layout
-from jaxgpt.data.documents import Jsonl
-from jaxgpt.data.programs import Curate, Tokenize, TrainTokenizer
+from jaxgpt.curation.sources import Jsonl
+from jaxgpt.curation.programs import Curate
+from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.model import presets
 from jaxgpt.pretrain.programs import Pretrain
 

@@ -12,8 +12,9 @@ import dataclasses
 from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
-from jaxgpt.data.programs import Curate, Tokenize, TrainTokenizer
-from jaxgpt.data.python_docs import PythonDocs
+from jaxgpt.curation.programs import Curate
+from jaxgpt.data.programs import Tokenize, TrainTokenizer
+from jaxgpt.curation.python_docs import PythonDocs
 from jaxgpt.evals.evaluate import Evaluate, Leak
 from jaxgpt.evals.report import Report
 from jaxgpt.model import presets

@@ -10,8 +10,9 @@ Expect:  1.8821 nats per character on the validation split, mean of 3 seeds (1.8
 from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
-from jaxgpt.data.programs import Curate, Tokenize, TrainTokenizer
-from jaxgpt.data.remote import RemoteText
+from jaxgpt.curation.programs import Curate
+from jaxgpt.data.programs import Tokenize, TrainTokenizer
+from jaxgpt.curation.remote import RemoteText
 from jaxgpt.model import transformer
 from jaxgpt.pretrain.programs import Pretrain
 

@@ -100,8 +100,8 @@ def test_a_missing_empty_or_malformed_corpus(fresh, tiny_data, capsys, content, 
 def test_malformed_json_lines(tmp_path, capsys, line, message):
     (tmp_path / "corpus.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
     file = tmp_path / "experiment.py"
-    file.write_text("from jaxgpt.core.experiment import Experiment\nfrom jaxgpt.data.documents import Jsonl\n"
-                    "from jaxgpt.data.programs import Curate\n\ndef get_config():\n"
+    file.write_text("from jaxgpt.core.experiment import Experiment\nfrom jaxgpt.curation.sources import Jsonl\n"
+                    "from jaxgpt.curation.programs import Curate\n\ndef get_config():\n"
                     f"    return Experiment('x', (Curate(source=Jsonl({str(tmp_path / 'corpus.jsonl')!r})),))\n")
     assert f"corpus.jsonl, {message}" in refused(capsys, *run(file, tmp_path / "w"))
 

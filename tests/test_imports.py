@@ -18,12 +18,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 # A room imports from rooms on lower floors only.
-FLOORS = [("core",), ("tools", "tokenizer", "model"), ("data",), ("tasks", "inference"), ("evals",),
+FLOORS = [("core",), ("tools", "tokenizer", "model"), ("curation",), ("data",), ("tasks", "inference"), ("evals",),
           ("pretrain", "sft", "preference"), ("rl", "chat"), ("plan",), ("cli",)]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 HEAVY = {"tensorflow", "tensorflow_datasets", "grain", "array_record", "orbax", "tiktoken", "rustbpe", "tokenizers", "torch",
-         "transformers", "apache_beam", "starlette", "uvicorn", "trafilatura", "wandb", "tensorboardX"}
+         "transformers", "apache_beam", "pyarrow", "fsspec", "fastwarc", "resiliparse", "trafilatura", "py3langid", "starlette",
+         "uvicorn", "wandb", "tensorboardX"}
 GONE = ("flax.nnx", "jax._src", "jax.experimental.pjit", "jax.experimental.maps")
 MESH_AXES = {"data", "fsdp", "tensor", "sequence", "expert"}
 TAKE_MESH_AXES = {"PartitionSpec", "P", "Mesh", "AbstractMesh", "make_mesh", "shard_map", "psum", "pmean", "pmax", "pmin",

@@ -1,1 +1,1 @@
-"""1. The internet -> clean text -> token batches."""
+"""2. Documents -> token shards -> batches."""

@@ -9,10 +9,11 @@ import pytest
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Experiment, run
 from jaxgpt.core.files import read_json
-from jaxgpt.data.documents import Jsonl, TextFiles, read_documents
+from jaxgpt.curation.sources import Jsonl, TextFiles, read_documents
 from jaxgpt.data.loader import batches
-from jaxgpt.data.programs import Curate, Tokenize, TrainTokenizer, xz_bits_per_byte
-from jaxgpt.data.python_docs import PythonDocs
+from jaxgpt.curation.programs import Curate
+from jaxgpt.data.programs import Tokenize, TrainTokenizer, xz_bits_per_byte
+from jaxgpt.curation.python_docs import PythonDocs
 from jaxgpt.data.shards import TokenShards
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 

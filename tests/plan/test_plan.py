@@ -12,8 +12,9 @@ from jaxgpt.core import config
 from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.optim import Optim
 from jaxgpt.core.sharding import Layout
-from jaxgpt.data.documents import Jsonl
-from jaxgpt.data.programs import Curate, Tokenize
+from jaxgpt.curation.sources import Jsonl
+from jaxgpt.curation.programs import Curate
+from jaxgpt.data.programs import Tokenize
 from jaxgpt.model import presets
 from jaxgpt.model.transformer import Config, count_params
 from jaxgpt.plan import show, sweep

@@ -1,7 +1,7 @@
 """Cleaning by hand."""
 
-from jaxgpt.data.clean import amount, drop_exact_duplicates, drop_repeated_paragraphs
-from jaxgpt.data.documents import document
+from jaxgpt.curation.clean import amount, drop_exact_duplicates, drop_repeated_paragraphs
+from jaxgpt.curation.document import document
 
 
 def test_repeated_paragraphs_stay_where_they_stand_first():

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from jaxgpt.data.extract import text_of
+from jaxgpt.curation.extract import text_of
 
 PAGE = """<!DOCTYPE html><html><head><title>not shown</title><style>p { color: red }</style></head>
 <body><script>var x = "<p>no</p>";</script>

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import gzip
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -17,25 +16,8 @@ from pathlib import Path
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import cannot_write
+from jaxgpt.curation.document import Document, document
 from jaxgpt.tokenizer.bpe import valid_unicode
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A text, where it came from, and an id that is the hash of the text."""
-
-    id: str
-    text: str
-    source: str
-
-
-def document(text: str, source: str) -> Document:
-    """The document with this text.
-
-    >>> document("hello", "greetings.txt").id
-    '2cf24dba5fb0a30e26e8'
-    """
-    return Document(id=hashlib.sha256(text.encode("utf-8")).hexdigest()[:20], text=text, source=source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +153,6 @@ def read_documents(path: str | os.PathLike) -> Iterator[Document]:
     path = Path(path)
     for number, line in _lines(path):
         record = _json(path, number, line)
-        if not isinstance(record, dict) or set(record) != {"id", "text", "source"}:
+        if not isinstance(record, dict) or not {"id", "text", "source"} <= set(record):
             raise UserError(f"{path}, line {number}: not a document; expected the fields id, text and source")
         yield Document(**record)

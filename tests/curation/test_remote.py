@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from jaxgpt.core.errors import UserError
-from jaxgpt.data.remote import RemoteText
+from jaxgpt.curation.remote import RemoteText
 
 TEXT = "to be, or not to be\n"
 SOURCE = RemoteText("text/hamlet.txt", url="http://127.0.0.1:9/hamlet.txt",

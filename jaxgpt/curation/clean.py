@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable
 
-from jaxgpt.data.documents import Document, document
+from jaxgpt.curation.document import Document, document
 
 
 def drop_exact_duplicates(documents: Iterable[Document]) -> list[Document]:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import write_json
-from jaxgpt.data.documents import Document, document
-from jaxgpt.data.extract import text_of, tidy
+from jaxgpt.curation.document import Document, document
+from jaxgpt.curation.extract import text_of, tidy
 
 # Modules that import quietly on every system: no window, no test suite, nothing that later Pythons have removed.
 MODULES = tuple("""

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from jaxgpt.core.errors import UserError
-from jaxgpt.data.documents import Document, document
+from jaxgpt.curation.document import Document, document
 
 
 def side(document_id: str, val_fraction: float) -> str:

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from jaxgpt.data.minhash import (
+from jaxgpt.curation.minhash import (
     bands_for, candidate_pairs, connected_components, jaccard, linked_pairs, near_duplicates, shingles, signature,
     similarity)
 

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from jaxgpt.core.errors import UserError
-from jaxgpt.data.documents import Jsonl, TextFiles, document, read_documents, write_documents
+from jaxgpt.curation.document import document
+from jaxgpt.curation.sources import Jsonl, TextFiles, read_documents, write_documents
 
 
 def test_text_files_are_sorted_and_named(tmp_path, monkeypatch):

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from jaxgpt.core.files import read_json
-from jaxgpt.data.clean import amount
-from jaxgpt.data.documents import document
-from jaxgpt.data.python_docs import FORBIDDEN, MODULES, PythonDocs, thin
+from jaxgpt.curation.clean import amount
+from jaxgpt.curation.document import document
+from jaxgpt.curation.python_docs import FORBIDDEN, MODULES, PythonDocs, thin
 
 SMALL = PythonDocs(modules=("textwrap", "difflib", "no.such.module"), packages=("tiktoken", "not_installed"))
 FOLDERS = {sys.base_prefix, sys.prefix, os.getcwd()} - {"/", "/usr", "/usr/local"}

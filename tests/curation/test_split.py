@@ -3,8 +3,8 @@
 import pytest
 
 from jaxgpt.core.errors import UserError
-from jaxgpt.data.documents import document
-from jaxgpt.data.split import side, split_by_hash, split_tail
+from jaxgpt.curation.document import document
+from jaxgpt.curation.split import side, split_by_hash, split_tail
 
 DOCUMENTS = [document(f"text {i}", "s") for i in range(1000)]
 

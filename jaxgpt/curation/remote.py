@@ -12,7 +12,8 @@ from pathlib import Path
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import sha256, write_bytes
-from jaxgpt.data.documents import Document, TextFiles
+from jaxgpt.curation.document import Document
+from jaxgpt.curation.sources import TextFiles
 
 
 @dataclasses.dataclass(frozen=True)
