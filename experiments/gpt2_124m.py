@@ -36,7 +36,8 @@ def get_config() -> Experiment:
                 model=model,
                 optim=Optim(lr=6e-4, schedule="cosine", warmup=700, final_fraction=0.0, beta1=0.9, beta2=0.95,
                             weight_decay=0.1, clip_norm=1.0),
-                tokens=18_865 * BATCH * CONTEXT, batch=BATCH, accumulate=16,
+                # 32 rows at a time on each of 8 GPUs; on one, --set pretrain.accumulate=16
+                tokens=18_865 * BATCH * CONTEXT, batch=BATCH, accumulate=2,
                 attend_across=True,  # as llm.c does
                 loop=Loop(log_every=10, eval_every=250, save_every=1000),
                 prompts=("Hello, I am a language model,",)),

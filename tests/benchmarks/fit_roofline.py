@@ -3,6 +3,7 @@
   python tests/benchmarks/fit_roofline.py              the constants and the table, as Markdown
   python tests/benchmarks/fit_roofline.py --reversed   fitted on the half that is otherwise left out
   python tests/benchmarks/fit_roofline.py --models     each model left out in turn
+  python tests/benchmarks/fit_roofline.py --recipes    our 8B recipe beside published steps of its size, chip by chip
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import dataclasses
 
 import numpy as np
 
-from jaxgpt.plan import published, roofline
+from jaxgpt.model import presets
+from jaxgpt.plan import cost, published, roofline
+from jaxgpt.plan.hardware import parse_target
 
 TPUS, GPUS = ("v5e", "v5p", "v6e"), ("gpu",)
 
@@ -115,11 +118,55 @@ def print_summary(table: list[Row]) -> None:
         print(f"| {name} | {count} | {error:.1%} | {constant:.1%} | {error / constant:.2f} |")
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Llama 3 8B as `presets.on_tpu` runs it, its state split over a slice, and the step published for that chip and size."""
+
+    on: str
+    rows: int  # for each chip
+    length: int
+    remat: str
+    beside: str
+
+    @property
+    def planned(self) -> tuple[float, float]:
+        """(utilisation, share of the memory), both counted."""
+        target = parse_target(self.on)
+        config = presets.on_tpu(presets.llama3("8B", context=self.length), remat=self.remat)
+        step = {"batch": self.rows * target.devices, "length": self.length, "axes": {"data": 1, "fsdp": target.devices}}
+        counted = cost.train_cost(config, **step)
+        seconds = roofline.step_time(counted, target.chip).seconds
+        return (counted.model_flops / (target.devices * target.chip.bf16_flops * seconds),
+                cost.train_memory(config, **step).peak / target.chip.hbm_bytes)
+
+    @property
+    def published(self) -> float:
+        return next(point.mfu for point in published.POINTS if point.name == self.beside)
+
+
+RECIPES = (
+    Recipe("v5e-256", 2, 4096, "names", "Fuji-7B, 4 x v5e-256"),
+    Recipe("v5p-512", 4, 4096, "dots", "Fuji-7B, v5p-512"),
+    Recipe("v6e-256", 2, 8192, "names", "Llama-3.1-8B, v6e-256"),
+)
+
+
+def print_recipes() -> None:
+    print("| on | rows a chip x positions | remat | memory | planned MFU | published MFU |\n|---|---|---|---|---|---|")
+    for recipe in RECIPES:
+        mfu, memory = recipe.planned
+        print(f"| {recipe.on} | {recipe.rows} x {recipe.length:,} | {recipe.remat} | {memory:.0%} | {mfu:.1%} "
+              f"| {recipe.published:.1%} ({recipe.beside}) |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reversed", action="store_true")
     parser.add_argument("--models", action="store_true")
+    parser.add_argument("--recipes", action="store_true")
     arguments = parser.parse_args()
+    if arguments.recipes:
+        return print_recipes()
     if arguments.models:
         return print_summary(without_each_model())
     table = rows(*halves(arguments.reversed))

@@ -212,3 +212,11 @@ def test_error_with_each_model_left_out_in_turn(program):
     steps, error, constant = program.summary(program.without_each_model())["TPU"]
     assert steps == 62
     assert error == pytest.approx(0.046, abs=0.001) and constant == pytest.approx(0.074, abs=0.001)
+
+
+def test_our_recipes_reach_what_others_published_for_their_chip_and_size(program):
+    """Fits with 5% to spare, and the planned utilisation is at least the published one."""
+    assert {recipe.on.split("-")[0] for recipe in program.RECIPES} == {"v5e", "v5p", "v6e"}
+    for recipe in program.RECIPES:
+        mfu, memory = recipe.planned
+        assert memory < 0.95 and mfu >= recipe.published, recipe.on
