@@ -4,8 +4,8 @@ A document and an evaluation item share a passage when n words in a row are the 
 GPT-3 cut runs of 13 words, datatrove looks for 12, Llama 3 measured with 8. Paraphrases and translations are not found,
 and a saying that an item quotes is: `hits` asks for more than one n-gram.
 
-Sources: Brown et al., "Language Models are Few-Shot Learners" (2020), appendix C; Grattafiori et al., "The Llama 3 Herd of
-Models" (2024), section 5.1.4; datatrove, pipeline/decont/n_grams.py.
+Sources: Brown et al., "Language Models are Few-Shot Learners" (2020), appendix C; Grattafiori et al., "The Llama 3
+Herd of Models" (2024), section 5.1.4; datatrove, pipeline/decont/n_grams.py.
 """
 
 from __future__ import annotations
