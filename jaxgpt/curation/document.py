@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 Value = str | int | float | None
@@ -74,6 +74,16 @@ class Drop:
 
     reason: str
     value: Value = None
+
+
+class Source(Protocol):
+    """Where documents come from: a frozen dataclass that can be pickled, since other processes read its files."""
+
+    def files(self, cache_dir: str) -> list[str]:
+        """Its input files, sorted; where they have to be made or downloaded first, that goes to the folder `cache_dir`."""
+
+    def read(self, path: str) -> Iterator[Document | Drop]:
+        """What each record of one of them is, in order; a `Drop` for one that is no document or cannot be read."""
 
 
 class Step(Protocol):
