@@ -29,7 +29,8 @@ def test_words_and_signs():
 
 @pytest.mark.parametrize("line, count", [
     ("", 0), ("   ", 0), ("one", 1), ("One. Two! Three? Four", 4), ("One.Two", 1), ("Wait... what", 1),
-    ("J. R. R. Tolkien wrote it.", 1), ('"Go!" she said. (He went.) Then', 4), (".. note:: this", 1), ("Spaced . Out", 2)])
+    ("J. R. R. Tolkien wrote it.", 1), ('"Go!" she said. (He went.) Then', 4), (".. note:: this", 1),
+    ("Spaced . Out", 2)])
 def test_sentences(line, count):
     assert count_sentences(line) == count
 
