@@ -31,6 +31,7 @@ import numpy as np
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import write_bytes
 from jaxgpt.curation.document import Document, Drop, Value
+from jaxgpt.curation.files import find_files, open_file
 from jaxgpt.curation.ngrams import runs, words_of
 
 
@@ -226,18 +227,15 @@ def save_classifier(path: str | os.PathLike, classifier: Classifier) -> None:
 
 
 def load_classifier(path: str | os.PathLike) -> Classifier:
-    """Reads what `save_classifier` wrote; `~` and variables such as `$JAXGPT_DATA` expand.
+    """Reads what `save_classifier` wrote, near or far (`files.find_files`).
 
     Raises:
       UserError: there is no such file, or it is something else.
     """
-    expanded = os.path.expandvars(os.path.expanduser(path))
+    found = find_files(os.fspath(path))[0]
     try:
-        with np.load(expanded) as held:
+        with open_file(found) as file, np.load(file) as held:
             return Classifier(held["weights"], float(held["bias"]), int(held["ngrams"]))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such classifier (looked for {os.path.abspath(expanded)}); make one with "
-                        "train_classifier and save_classifier") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a classifier that save_classifier wrote ({error})") from error
 

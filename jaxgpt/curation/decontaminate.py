@@ -16,29 +16,27 @@ import gzip
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.curation.document import Document, Drop, Value
+from jaxgpt.curation.files import find_files, name_of, open_file
 from jaxgpt.curation.ngrams import runs, words_of
-
 
 # --- evaluation sets -------------------------------------------------------------------------------------------------
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """An evaluation set in a file: JSON lines (`.gz` is unpacked).
+    """An evaluation set in a file of JSON lines (`.gz` is unpacked), or in several.
 
     An item's text is that of its fields one after the other. A field that is a list holds
     alternatives: the item is read once with each of them.
 
     Attributes:
-      path: `~` and variables such as `$JAXGPT_DATA` expand.
+      path: near or far; `~`, `*` and variables such as `$JAXGPT_DATA` expand (`files.find_files`).
       fields: in the order in which a page would say them; "choices.text" is a field of a field.
       name: in reports; the file's name where empty.
     """
@@ -56,7 +54,7 @@ class Benchmark:
     @property
     def title(self) -> str:
         """Its name in reports."""
-        return self.name or Path(self.path).name.split(".")[0]
+        return self.name or name_of(self.path).split(".")[0]
 
     def items(self) -> Iterator[str]:
         """Yields the text of each item, of each of its alternatives.
@@ -64,19 +62,17 @@ class Benchmark:
         Raises:
           UserError: the file is missing, or a line has not all of the fields (names it).
         """
-        path = os.path.expandvars(os.path.expanduser(self.path))
-        if not os.path.isfile(path):
-            raise UserError(f"{self.path}: no such file to decontaminate against (looked for {os.path.abspath(path)})")
-        number = 0
-        try:
-            with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield from self._texts(f"{path}, line {number}", json.loads(line))
-        except ValueError as error:  # of JSON, or of UTF-8
-            raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path}, line {number + 1}: cannot be read ({error})") from error
+        for path in find_files(self.path):
+            number = 0
+            try:
+                with open_file(path) as file, gzip.open(file) if path.endswith(".gz") else file as lines:
+                    for number, line in enumerate(lines, 1):
+                        if line.strip():
+                            yield from self._texts(f"{path}, line {number}", json.loads(line))
+            except ValueError as error:  # of JSON, or of UTF-8
+                raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
+            except (OSError, EOFError) as error:
+                raise UserError(f"{path}, line {number + 1}: cannot be read ({error})") from error
 
     def _texts(self, where: str, record) -> Iterator[str]:
         alternatives = [_field(where, record, field) for field in self.fields]

@@ -203,7 +203,7 @@ def test_bad_files_are_named(tmp_path, records, fields, says):
 def test_a_missing_file_is_named_before_any_document(monkeypatch):
     monkeypatch.setenv("EVALUATION_SETS", "/no/such/folder")
     step = Decontaminate(against=(Benchmark("$EVALUATION_SETS/gsm8k.jsonl"),))
-    with pytest.raises(UserError, match=r"^\$EVALUATION_SETS/gsm8k.jsonl: no such file .*/no/such/folder/gsm8k.jsonl"):
+    with pytest.raises(UserError, match=r"^\$EVALUATION_SETS/gsm8k.jsonl .*/no/such/folder/gsm8k.jsonl.*no such file"):
         step.measures[0].name
 
 
