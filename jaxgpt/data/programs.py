@@ -64,7 +64,7 @@ class TrainTokenizer(Stage):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenize(Stage):
-    """Both splits as token shards, and what a general compressor makes of the validation split.
+    """Both splits as token shards, shuffled, and what a general compressor makes of the validation split.
 
     Attributes:
       corpus: the stage that wrote the documents.
@@ -108,7 +108,7 @@ class Tokenize(Stage):
         manifest = write_shards(
             context.directory / "shards",
             {split: watched(encode(tokenizer, read_documents(path))) for split, path in paths.items()},
-            vocab_size=tokenizer.vocab_size, documents_per_shard=self.documents_per_shard,
+            vocab_size=tokenizer.vocab_size, seed=context.seed, documents_per_shard=self.documents_per_shard,
             details={"bos": tokenizer.bos, "tokenizer": tokenizer.fingerprint(),
                      "corpus": context.output(self.corpus, "sha256")})
         progress.close()
