@@ -153,7 +153,7 @@ class Verdict:
 
 
 class Search(Protocol):
-    """All documents at once: a search for duplicates. It sees ids and hashes, never texts.
+    """All documents at once: a search for duplicates. It groups ids and hashes, never texts.
 
     Attributes:
       name: in reports and overrides; unique within a recipe.
@@ -164,9 +164,9 @@ class Search(Protocol):
     def fingerprints(self, document: Document) -> Iterable[Fingerprint]:
         """Of one document."""
 
-    def verdicts(self, fingerprints):
+    def verdicts(self, fingerprints, documents=None):
         """The Beam part: a PCollection of (Key, tuple of Fingerprints), one element a document, to a PCollection of
-        (part, Verdict)."""
+        (part, Verdict). `documents(part)` gives the documents of a part again, for a search that must compare some."""
 
     def apply(self, document: Document, verdict: Verdict | None) -> Document | Drop:
         """What the verdict (None where there is none) makes of the document."""
