@@ -62,7 +62,8 @@ class Pages(pydoc.HTMLDoc):
         # What pydoc marks as code is text laid out by hand: a docstring.
         body = re.sub(r'(<p>|<dd>)?<span class="code">(.*?)(?:<br>&nbsp;)?</span>(?(1)</(?:p|dd)>)',
                       lambda found: blocks(found[2]), contents, flags=re.DOTALL)
-        return page(title, body)
+        within = rf'<a (?:name="[^"]*"|href="(?:{re.escape(title)}\.html)?#[^"]*")>(.*?)</a>'
+        return page(title, re.sub(r"</?(?:strong|span)\b[^>]*>", "", re.sub(within, r"\1", body, flags=re.DOTALL)))
 
     def heading(self, title, extras=""):
         return ""

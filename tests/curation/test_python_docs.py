@@ -11,7 +11,8 @@ import pytest
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import read_json
 from jaxgpt.curation import _render
-from jaxgpt.curation.document import Document, document
+from jaxgpt.curation.document import Document, Drop, document
+from jaxgpt.curation.extract import Extract
 from jaxgpt.curation.python_docs import FORBIDDEN, MODULES, PythonDocs, thin
 
 SMALL = PythonDocs(modules=("textwrap", "difflib", "no.such.module"), packages=("tiktoken", "not_installed"))
@@ -175,5 +176,6 @@ def test_whole_corpus(tmp_path, monkeypatch):
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert sum(len(item.text.encode()) for item in first) > 5e6
     assert not [item.url for item in first if item.source == "python/pydoc" and MACHINE.search(item.text)]
+    assert not [item.url for item in first if isinstance(Extract(extractor="resiliparse")(item), Drop)]
     sizes = [len(data) for data in content(tmp_path / "a").values()]
     assert len(sizes) == 8 and max(sizes) < 3 * min(sizes)  # so that workers share the work
