@@ -1,8 +1,9 @@
 """What the filters of quality.py judge a text by: its words, lines and paragraphs, counted once.
 
-Both measures are dictionaries of numbers under fixed names, kept with the document. Each number is the one that
-datatrove's filters compute, given the same words (tests/curation/test_parity_datatrove.py); the words themselves come
-from a regular expression here and from spaCy there, where a page takes a hundred times as long.
+Both measures are dictionaries of numbers under fixed names, kept with the document. Given the same words, each number
+is the one that datatrove's filters compute, except that they take runs of words for equal that are so only without the
+spaces, "ab c" and "a bc" (tests/curation/test_parity_datatrove.py). The words come from a regular expression here and
+from spaCy there, which takes a hundred times as long.
 
 Fractions lie between 0 and 1, except that of a top n-gram: its occurrences may overlap, and each counts.
 """

@@ -13,6 +13,7 @@ import functools
 import gzip
 import itertools
 import math
+import operator
 import os
 import random
 import re
@@ -232,6 +233,12 @@ def our_fate(found):
     return None, found.text if isinstance(found, Document) else found
 
 
+@functools.cache
+def their_words(text):
+    from datatrove.utils.text import split_into_words
+    return split_into_words(text)
+
+
 def measured(item, measures, text_words):
     """The document with what it is judged by, given its words."""
     return dataclasses.replace(item, scores={
@@ -243,7 +250,6 @@ def measured(item, measures, text_words):
 def fates(documents):
     """{filter: [[Fate of each document] for each of its settings]}; the first setting is FineWeb's."""
     from datatrove.pipeline.filters import c4_filters
-    from datatrove.utils.text import split_into_words
     filters = {kind: list(make()) for kind, make in FILTERS.items()}
     measures = {measure for pairs in filters.values() for _, ours in pairs for measure in ours.measures}
     found = {kind: [[] for _ in pairs] for kind, pairs in filters.items()}
@@ -252,7 +258,7 @@ def fates(documents):
         patch.setattr(c4_filters, "split_into_sentences", sentences_of)  # so that each line is split once
         for name, text in documents:
             item = document(text, name)
-            items = [measured(item, measures, split(text)) for split in (split_into_words, words)]
+            items = [measured(item, measures, split(text)) for split in (their_words, words)]
             for kind, pairs in filters.items():
                 for (theirs, ours), fates in zip(pairs, found[kind]):
                     if kind == "c4":
@@ -271,6 +277,27 @@ def test_there_are_a_few_hundred_documents(documents):
 def test_given_the_same_words_all_fates_are_the_same(fates, kind):
     for setting in fates[kind]:
         assert [(fate.name, fate.theirs, fate.same) for fate in setting if fate.theirs != fate.same] == []
+
+
+def test_given_the_same_words_repeated_runs_have_the_same_characters(documents):
+    """The numbers, not the fates alone; one document apart.
+
+    datatrove joins the words of a run without a space, so that '' ' and ' '' are one run to it.
+    """
+    from datatrove.pipeline.filters import gopher_repetition_filter as theirs
+    differing, repeating = set(), 0
+    for name, text in filter(operator.itemgetter(1), documents):
+        chosen, found = their_words(text), statistics(text, their_words(text))
+        for n in (2, 3, 4):
+            ngrams = theirs.get_n_grams(chosen, n)
+            assert found[f"top_{n}_gram"] == (theirs.find_top_duplicate(ngrams) / len(text) if ngrams else 0), name
+        for n in range(5, 11):
+            if found[f"duplicate_{n}_grams"] != theirs.find_all_duplicate(chosen, n) / len(text):
+                ngrams = [tuple(chosen[i:i + n]) for i in range(len(chosen) - n + 1)]
+                assert len(set(map("".join, ngrams))) < len(set(ngrams)), (name, n)
+                differing.add(name)
+        repeating += found["duplicate_5_grams"] > 0
+    assert repeating > 100 and differing == {"pep-0290.rst", "pep-0290.rst, short lines"}
 
 
 @pytest.mark.parametrize("kind", ["gopher_repetition", "gopher_quality", "fineweb_quality"])
@@ -309,7 +336,7 @@ def numbers_of(text, text_words, count):
     ("gopher_repetition", 0.985), ("gopher_quality", 0.985), ("c4", 0.995), ("fineweb_quality", 1)])
 def test_given_our_words_few_fates_differ_and_for_a_reason(fates, kind, agreement):
     """The agreement is on what is kept, in English: other languages are gone by then."""
-    from datatrove.utils.text import split_into_sentences, split_into_words
+    from datatrove.utils.text import split_into_sentences
     differing = [fate for fate in fates[kind][0] if fate.theirs != fate.ours]
     english = [fate for fate in fates[kind][0] if not fate.name.startswith(MOSTLY_CHINESE)]
     agreed = sum((fate.theirs[0] is None) == (fate.ours[0] is None) for fate in english)
@@ -319,7 +346,7 @@ def test_given_our_words_few_fates_differ_and_for_a_reason(fates, kind, agreemen
     for fate in differing:
         first = min(filter(None, (fate.theirs[0], fate.ours[0])), key=ORDER.index)  # the other passes this rule
         name, threshold = DEPEND_ON_WORDS[first]
-        theirs = numbers_of(fate.text, split_into_words(fate.text), lambda line: len(split_into_sentences(line)))[name]
+        theirs = numbers_of(fate.text, their_words(fate.text), lambda line: len(split_into_sentences(line)))[name]
         ours = numbers_of(fate.text, words(fate.text), count_sentences)[name]
         print(f"{fate.name}: {fate.theirs[0]} there, {fate.ours[0]} here; {name} {theirs:.3g} and {ours:.3g}")
         assert theirs != ours and min(theirs, ours) <= threshold <= max(theirs, ours)
@@ -327,10 +354,9 @@ def test_given_our_words_few_fates_differ_and_for_a_reason(fates, kind, agreemen
 
 def test_words_are_nearly_as_many(documents):
     """Of English prose within 2%; of reference documentation, with its code, within 5%."""
-    from datatrove.utils.text import split_into_words
     for ending, most in ((".txt", 0.02), (".rst", 0.05)):
         texts = [text for name, text in documents if re.search(ending + r"(, \d+)?$", name)]
-        ours, theirs = sum(len(words(text)) for text in texts), sum(len(split_into_words(text)) for text in texts)
+        ours, theirs = sum(len(words(text)) for text in texts), sum(len(their_words(text)) for text in texts)
         assert len(texts) > 50 and abs(ours / theirs - 1) < most
 
 
