@@ -61,7 +61,8 @@ def test_what_is_dropped(lists, url, reason, value):
     "", "http://example.com/", "http://example.org/", "http://other.mirror.example.org/", "http://notexample.co.uk/",
     "http://example.com/page?x=2", "http://example.com/only-this-scheme", "http://a.com/bad-word",
     "http://a.com/BADWORD", "http://a.com/badwords", "http://a.com/soft", "http://a.com/soft/soft",
-    "http://a.com/Soft/mild", "http://co.uk/",     "not an address", "http://[::1", "//", "http://", "http:///path", "http://a.com/\ud800\0é",
+    "http://a.com/Soft/mild", "http://co.uk/", "not an address", "http://[::1", "//", "http://", "http:///path",
+    "http://a.com/\ud800\0é",
 ])
 def test_what_passes(lists, url):
     kept = page(url)
