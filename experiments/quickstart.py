@@ -12,9 +12,12 @@ import dataclasses
 from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
+from jaxgpt.curation.duplicates import ExactDuplicates
+from jaxgpt.curation.extract import Extract
 from jaxgpt.curation.programs import Curate
 from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.curation.python_docs import PythonDocs
+from jaxgpt.curation.quality import GopherQuality
 from jaxgpt.evals.evaluate import Evaluate, Leak
 from jaxgpt.evals.report import Report
 from jaxgpt.model import presets
@@ -27,6 +30,15 @@ from jaxgpt.tasks.knowledge import PythonKnowledge
 from jaxgpt.tasks.smalltalk import Smalltalk
 from jaxgpt.tasks.spelling import Spelling
 
+# Reference pages are lists and code: what FineWeb's rules about lines and braces would drop is the content here.
+RECIPE = (
+    Extract(extractor="tags"),
+    ExactDuplicates(),
+    ExactDuplicates(name="repeated_paragraphs", unit="paragraph", min_characters=40),
+    GopherQuality(min_words=30, max_symbols_per_word=None, max_mean_word_length=None, min_alphabetic_words=None,
+                  max_bullet_lines=None, max_ellipsis_lines=None, min_stop_words=None),
+)
+
 
 def get_config() -> Experiment:
     size = presets.depth(4, width_per_layer=32, vocab_size=2048, context=256, tokens_per_param=1.3)
@@ -36,7 +48,7 @@ def get_config() -> Experiment:
         name="quickstart",
         stages=(
             # 1  the internet: a small web that is on every machine
-            Curate(source=PythonDocs()),
+            Curate(source=PythonDocs(), steps=RECIPE),
             # 2  text <-> tokens; one digit a token makes sums easier
             TrainTokenizer(vocab_size=2048, digits=1),
             Tokenize(),
