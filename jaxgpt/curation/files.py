@@ -43,7 +43,12 @@ def open_file(path: str) -> BinaryIO:
     """Opens a file for reading bytes; it can seek. What lies on a web server is first copied to a temporary file.
 
     Raises:
-      OSError: it cannot be opened; UserError: its kind of address needs a package that is not there.
+      OSError: it cannot be opened.
+      UserError: its kind of address needs a package that is not there.
+
+    >>> with open_file(os.__file__) as file:
+    ...     file.read(3)
+    b'r""'
     """
     if not is_remote(path):
         return open(path, "rb")

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from jaxgpt.core.files import cannot_write
 from jaxgpt.curation.document import Document, Drop, document
-from jaxgpt.curation.files import find_files, name_of, open_file
+from jaxgpt.curation.files import find_files, is_remote, name_of, open_file
 from jaxgpt.curation.warc_records import Damage, Record, parse_headers, records
 
 HTML = ("text/html", "application/xhtml+xml")
@@ -79,7 +79,11 @@ class Warc:
         return find_files(self.paths)
 
     def read(self, path: str) -> Iterator[Document | Drop]:
-        """Yields what each record of one file is, in order. A file that cannot be opened is one `Drop`."""
+        """Yields what each record of one file is, in order. A file that cannot be read is one `Drop`.
+
+        Raises:
+          OSError: a file far away cannot be read now.
+        """
         source = self.source or crawl_of(path)
         try:
             with open_file(path) as file:
@@ -89,6 +93,8 @@ class Warc:
                     else:
                         yield page(item, source, max_bytes=self.max_bytes)
         except OSError as error:
+            if is_remote(path) and not isinstance(error, FileNotFoundError):
+                raise  # it may pass: whoever runs this tries again
             yield Drop("unreadable: file", f"{path}: {error}")
 
 
@@ -261,6 +267,13 @@ def write_warc(path: str | os.PathLike, pages: Iterable[Document]) -> None:
     Raises:
       UserError: the disk is full or the folder cannot be written.
       ValueError: a document has no address or no date, or one of more than one line.
+
+    >>> import tempfile
+    >>> tea = document("<p>tea", "menu", url="http://a.example/", date="2024-02-20T21:10:55Z", media_type="text/html")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_warc(f"{folder}/menu.warc.gz", [tea])
+    ...     list(Warc(f"{folder}/*.gz").read(f"{folder}/menu.warc.gz")) == [tea]
+    True
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")

@@ -454,7 +454,11 @@ def test_from_memory_and_from_a_server(tmp_path):
         assert list(source.read(path)) == PAGES
         with pytest.raises(UserError, match="no-tea.warc.gz: no such file"):
             Warc(f"http://127.0.0.1:{server.server_port}/no-tea.warc.gz").files()
+        (tmp_path / "tea.warc.gz").unlink()
+        assert kinds(source.read(path)) == {"unreadable: file": 1}
         server.shutdown()
+    with pytest.raises(OSError):  # not counted, since it may pass
+        list(source.read(path))
 
 
 def test_settings():
