@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import shutil
 import tempfile
 from typing import BinaryIO
 
@@ -55,8 +54,7 @@ def open_file(path: str) -> BinaryIO:
     if not path.startswith("http"):
         return _file_system(path).open(path, "rb")
     copy = tempfile.TemporaryFile()
-    with _file_system(path).open(path, "rb", block_size=0) as file:
-        shutil.copyfileobj(file, copy)
+    _file_system(path).get_file(path, copy)
     copy.seek(0)
     return copy
 

@@ -116,11 +116,6 @@ class PythonDocs:
         for item in Warc(path).read(path):
             yield item if isinstance(item, Drop) else dataclasses.replace(item, source=source_of(item.url))
 
-    def documents(self, cache_dir: str | os.PathLike) -> Iterator[Document]:
-        """Yields the pages of all files."""
-        for path in self.files(cache_dir):
-            yield from (item for item in self.read(path) if isinstance(item, Document))
-
     def _render(self, folder: Path) -> Iterator[dict]:
         """Runs _render.py in a fresh interpreter with an empty environment and reads what it wrote."""
         folder.mkdir(parents=True, exist_ok=True)

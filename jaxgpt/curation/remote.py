@@ -48,11 +48,6 @@ class RemoteText:
         """Yields the file as one document."""
         yield from TextFiles(path).read(path)
 
-    def documents(self, cache_dir: str | os.PathLike) -> Iterator[Document]:
-        """Yields the file as one document."""
-        for path in self.files(cache_dir):
-            yield from self.read(path)
-
     def _find(self, cache: Path) -> Path:
         folder = os.environ.get("JAXGPT_DATA")
         places = [Path(folder) / self.path, Path(folder) / Path(self.path).name] if folder else []

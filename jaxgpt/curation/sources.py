@@ -12,12 +12,10 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from jaxgpt.core.errors import UserError
-from jaxgpt.core.files import cannot_write
 from jaxgpt.curation.document import Document, Drop, document
 from jaxgpt.curation.files import find_files, is_remote, name_of, open_file
 from jaxgpt.curation.warc import SUFFIXES, Warc
@@ -27,14 +25,7 @@ EMPTY = Drop("empty text")
 ROWS = 256  # rows of a Parquet file or a TFDS shard at a time
 
 
-class _Documents:
-    def documents(self, cache_dir: str | os.PathLike | None = None) -> Iterator[Document]:
-        """Yields the documents of all files."""
-        for path in self.files(cache_dir):
-            yield from (item for item in self.read(path) if isinstance(item, Document))
-
-
-class _Named(_Documents):
+class _Named:
     """A source whose files are named by `paths`."""
 
     def __post_init__(self):
@@ -142,7 +133,7 @@ class Parquet(_Named):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tfds(_Documents):
+class Tfds:
     """A prepared TFDS dataset in the format array_record, which is read without TensorFlow.
 
     Attributes:
@@ -297,33 +288,3 @@ def _json(path: str, number: int, line: str):
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno})") from error
-
-
-def write_documents(path: str | os.PathLike, documents: Iterable[Document]) -> None:
-    """Writes documents as JSON lines, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            for item in documents:
-                file.write(json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-
-
-def read_documents(path: str | os.PathLike) -> Iterator[Document]:
-    """Yields what `write_documents` wrote.
-
-    Raises:
-      UserError: the file is missing or is not that (names the line).
-    """
-    for number, line in _lines(str(path)):
-        record = _json(str(path), number, line)
-        if not isinstance(record, dict) or not {"id", "text", "source"} <= set(record):
-            raise UserError(f"{path}, line {number}: not a document; expected the fields id, text and source")
-        yield Document(**record)

@@ -13,7 +13,7 @@ import zstandard
 from jaxgpt.core.errors import UserError
 from jaxgpt.curation.document import Document, Drop, document
 from jaxgpt.curation.files import find_files, open_file
-from jaxgpt.curation.sources import Jsonl, Parquet, TextFiles, Tfds, read_documents, source_for, write_documents
+from jaxgpt.curation.sources import Jsonl, Parquet, TextFiles, Tfds, source_for
 from jaxgpt.curation.warc import Warc, write_warc
 
 
@@ -261,13 +261,3 @@ def test_pages_and_where_they_come_from(tmp_path):
     write_warc(tmp_path / "tea.warc.gz", [page])
     item, = read(source_for(str(tmp_path / "*.warc.gz")))
     assert item.id == page.id and item.source == "tea"
-
-
-def test_documents_round_trip(tmp_path):
-    documents = [document("line\nline\u2028é", "a"), document("b", "b")]
-    write_documents(tmp_path / "deep" / "d.jsonl", documents)
-    assert list(read_documents(tmp_path / "deep" / "d.jsonl")) == documents
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["d.jsonl"]
-    (tmp_path / "other.jsonl").write_text(json.dumps({"id": "x"}) + "\n")
-    with pytest.raises(UserError, match="other.jsonl, line 1: not a document"):
-        list(read_documents(tmp_path / "other.jsonl"))
