@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.curation.document import Document, Drop, document
-from jaxgpt.curation.files import find_files, is_remote, name_of, open_file
+from jaxgpt.curation.files import find_files, name_of, open_file
 from jaxgpt.curation.warc import SUFFIXES, Warc
 from jaxgpt.tokenizer.bpe import valid_unicode
 
