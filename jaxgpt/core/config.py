@@ -231,7 +231,8 @@ def from_json(cls, value: dict):
 
 
 # How a thing is computed, not what it is, by class: such a field may change between a run and its resumption.
-HARDWARE = {"Config": ("attention", "remat", "unroll", "loss_chunk"), "Curate": ("runner", "workers"), "Pretrain": ("workers",)}
+HARDWARE = {"Config": ("attention", "remat", "unroll", "loss_chunk"), "Curate": ("runner", "workers"),
+            "Pretrain": ("workers",)}
 
 
 def first_difference(old, new, path: str = "") -> str | None:

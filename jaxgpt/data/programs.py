@@ -54,9 +54,9 @@ class TrainTokenizer(Stage):
         ranks = bpe.train(texts, self.vocab_size, pattern=pattern, trainer=self.trainer)
         tokenizer = Tokenizer(ranks, pattern=pattern, name=f"{context.experiment.name} {self.name}")
         path = tokenizer.save(context.directory)
-        held_out = [item.text for item in read_corpus(folder, "val")]
-        tokens = sum(map(len, tokenizer.encode_batch(held_out)))
-        bytes_per_token = sum(len(text.encode("utf-8")) for text in held_out) / tokens
+        held_out = [(size, len(tokens) - 1) for _, tokens, size in encode(tokenizer, read_corpus(folder, "val"))]
+        size, tokens = map(sum, zip(*held_out))
+        bytes_per_token = size / tokens
         context.log(f"{self.name}: {tokenizer.vocab_size:,} tokens, {bytes_per_token:.2f} bytes each on validation")
         return {"tokenizer": path.name, "fingerprint": tokenizer.fingerprint(), "vocab_size": tokenizer.vocab_size,
                 "val_bytes_per_token": round(bytes_per_token, 4)}
