@@ -23,7 +23,7 @@ class ExactDuplicates:
     That order has nothing to do with which file was read first, so the result is the same for any order of the files.
     A document that loses all its paragraphs is dropped.
 
-    Memory. The embedded runner needs about 230 bytes for each document, paragraph or line until the search ends: it
+    Memory. The embedded runner needs about 270 bytes for each document, paragraph or line until the search ends: it
     groups in memory, which a cluster does not.
 
     Attributes:
