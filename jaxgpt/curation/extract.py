@@ -43,7 +43,7 @@ class Extract:
 
     Sources: Barbaresi, "Trafilatura: A Web Scraping Library and Command-Line Tool for Text Discovery and Extraction"
     (2021); Bevendorff et al., "Elastic ChatNoir: Search Engine for the ClueWeb and the Common Crawl" (2018), of
-    Resiliparse's authors; Penedo et al., "The FineWeb Datasets" (2024), section 3.2, for the settings.
+    Resiliparse's authors; Penedo et al., "The FineWeb Datasets" (2024), for the settings.
 
     Attributes:
       name: in reports and overrides.

@@ -72,7 +72,7 @@ class Language:
     The threshold is FineWeb's, for fastText's lid.176: probabilities of other models mean other things. Of 436 passages
     of 4,000 characters from English books and Wikipedia, py3langid gives none less than 0.88.
 
-    Source: Penedo et al., "The FineWeb Datasets" (2024), section 3.1.
+    Source: Penedo et al., "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale" (2024).
 
     Attributes:
       name: in reports and overrides.

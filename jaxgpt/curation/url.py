@@ -43,8 +43,8 @@ class UrlFilter:
     do what the lists mean where datatrove does nothing: an entry of `urls` without a scheme, as all but one of UT1's
     are, stands for that address with any scheme; an entry of `domains` may be an IP address; a host may be in capitals.
 
-    Source: Penedo et al., "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale" (2024), section
-    3.1; the rules are datatrove's (pipeline/filters/url_filter.py).
+    Source: Penedo et al., "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale" (2024);
+    the rules are datatrove's (pipeline/filters/url_filter.py).
 
     Attributes:
       name: in reports and overrides.
