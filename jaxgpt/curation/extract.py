@@ -15,8 +15,8 @@ from jaxgpt.tokenizer.bpe import valid_unicode
 
 # What takes longer than its length lets expect. None of these is met on pages that people read.
 MAX_DEPTH = 200  # of nested elements: libxml2 leaves out what is 256 deep, and extractors go down by recursion
-MAX_PIECES = 4000  # elements in one paragraph: twice as many take trafilatura four times as long, over four seconds
-MAX_TAGS = 5  # start tags in scripts and text, for each element allowed: mended, some are worth thousands of others
+MAX_PIECES = 4000  # elements in one paragraph: they take trafilatura a second, twice as many four
+MAX_TAGS = 5  # start tags for each element that is allowed: most that are no elements are in scripts
 MAX_ATTRIBUTES = 2000  # of one element: parsers compare each with all others
 MAX_DATA = 100_000  # characters of JSON-LD: trafilatura's search in it can take the square of their number
 
