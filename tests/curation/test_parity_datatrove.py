@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import gzip
 import itertools
+import json
 import math
 import operator
 import os
@@ -25,6 +26,7 @@ from typing import NamedTuple
 import pytest
 
 from jaxgpt.curation.document import Document, Drop, document
+from jaxgpt.curation.pii import Replacements, replace_pii
 from jaxgpt.curation.quality import C4, FineWebQuality, GopherQuality, GopherRepetition
 from jaxgpt.curation.statistics import LineStatistics, count_sentences, line_statistics, statistics, words
 from jaxgpt.curation.url import UrlFilter
@@ -433,3 +435,30 @@ def test_url_filter_on_the_lists_of_fineweb(data_folder, tmp_path):
 URL_REASONS = {"domain": "listed domain", "subdomain": "listed host", "url": "listed address",
                "hard_blacklisted": "listed word", "soft_blacklisted": "listed soft words",
                "blacklisted_subword": "listed part of a word"}
+
+
+# --- personal data ---------------------------------------------------------------------------------------------------
+
+PII_DIFFERS = {
+    "SubjectPublicKeyInfo, with the algorithm 1.3.14.3.2.12). This URL must": "six numbers, the first four taken",
+    '"source_label": "v1.8.1.301.ga0df26f"': "a version, the first digit of its last number left",
+    "AAAA record query for ipv6.google.com (2001:4860:4001:801::1011).": "IPv6, of which datatrove knows nothing",
+}
+
+
+def test_the_same_addresses_are_replaced(data_folder):
+    """In all PEPs, datatrove's own cases and Presidio's examples, three lines apart."""
+    from datatrove.pipeline.formatters.pii import PIIFormatter
+    folder = Path(data_folder)
+    with tarfile.open(folder / "text" / "peps.tar.gz") as archive:
+        texts = [archive.extractfile(member).read().decode() for member in archive if member.isfile()]
+    texts += json.loads((folder / "pii" / "datatrove_pii_cases.json").read_text()).values()
+    texts += [item["full_text"] for item in json.loads((folder / "pii" / "presidio_generated_small.json").read_text())]
+    theirs = PIIFormatter(email_replacement="<email>", ip_replacement="<ip>")
+    by = Replacements(email=("<email>",), ipv4=("<ip>",), ipv6=("<ip>",))
+    changed, differing = 0, set()
+    for text in texts:
+        expected, found = theirs.format(text), replace_pii(text, ("email", "ip"), by)[0]
+        changed += expected != text
+        differing |= {line.strip() for line, a, b in zip(*map(str.splitlines, (text, expected, found))) if a != b}
+    assert changed > 500 and differing == set(PII_DIFFERS)
