@@ -18,7 +18,7 @@ import traceback
 from jaxgpt.core.errors import UserError
 from jaxgpt.curation import store
 
-EVERY = 0.5  # seconds between two looks at the stop file
+NEAR, FAR = 0.5, 30.0  # seconds between two looks at the stop file, here and far away
 MARK = "jaxgpt-told:"  # around what a worker tells through the engine
 
 
@@ -100,7 +100,7 @@ class Control:
         for name in store.names(self._path("")) if self.local else ():
             if name.startswith("progress-"):
                 with open(self._path(name)) as file:
-                    file.seek(places.get(name, 0))
+                    file.seek(places.setdefault(name, 0))
                     while (line := file.readline()).endswith("\n"):
                         found.append(tuple(json.loads(line)))
                         places[name] = file.tell()
@@ -125,7 +125,7 @@ class Watch:
         """
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + EVERY
+            self._next = now + (NEAR if self._control.local else FAR)
             if self._control.stopping():
                 raise Halted
             self._control.report(self._phase, self._part, min(fraction, 0.99))

@@ -3,7 +3,9 @@
     tasks -> GroupByKey -> segment -> (fingerprints -> search -> verdicts) + tasks -> GroupByKey -> segment -> ...
 
 Texts stay in files; what flows is names of parts, ids and hashes. On this machine Beam's FnApiRunner does the work: it
-is named outright, since DirectRunner first tries to download another one.
+is named outright, since DirectRunner first tries to download another one. On a cluster the same graph needs a folder
+that all its machines reach, such as gs://..., the files that settings name on each of them, and this package installed
+there; each part is then a key of its own and goes where the cluster likes. It was not run on one.
 """
 
 from __future__ import annotations

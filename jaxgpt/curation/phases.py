@@ -162,9 +162,12 @@ def settings_of(phase: Phase, source) -> dict:
     if not phase.reads:
         reading = to_json(source)
         chosen["source"] = {name: value for name, value in reading.items() if name not in NOT_READING}
-    for field in ("search", "measures", "steps", "split"):
+    for field in ("search", "measures", "split"):
         if getattr(phase, field):
             chosen[field] = to_json(getattr(phase, field))
+    if phase.steps:  # by name, so that a difference can be told; and in order, which decides what a step is given
+        chosen |= {"order": [step.name for step in phase.steps],
+                   "steps": {step.name: to_json(step) for step in phase.steps}}
     objects = [*([] if phase.reads else [source]), phase.search, phase.measures, phase.steps]
     return {**chosen, "files": _files_named(chosen), "code": code_of(objects)}
 

@@ -42,7 +42,7 @@ class Voice(Protocol):
         """Whether someone asked for a stop."""
 
 
-def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: Voice, split: Split = Split(),
+def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: Voice, split: Split | None = Split(),
                  runner: str = LOCAL, workers: int = 1, options: Sequence[str] = ()) -> dict:
     """Makes a corpus of what a source reads.
 
@@ -51,7 +51,7 @@ def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: V
       steps: the recipe, in order.
       folder: where the corpus goes; a path, or an address that fsspec knows.
       voice: told how it goes.
-      split: how it is divided.
+      split: how it is divided; None leaves it whole.
       runner: Beam's; FnApiRunner is this machine.
       workers: processes of this machine.
       options: for Beam.
@@ -153,7 +153,8 @@ def _watch(running: Engine, job: Job, tasks: Sequence[Task], todo: Sequence[set[
         count = round(share * sum(done.values()) / scale) - progress.done
         if count > 0:
             progress.update(count, at=phase or None)
-        _check_workers(running, places)
+        if done != weights and not job.control.stopping():
+            _check_workers(running, places)
     progress.close()
 
 
@@ -207,8 +208,8 @@ def _finish(folder: str, phases: Sequence[Phase], settings: Sequence[dict], part
 
 
 def _by_step(settings: dict) -> dict:
-    chosen = [*settings.get("steps", ()), *([settings["search"]] if "search" in settings else [])]
-    return {step["name"]: step for step in chosen}
+    search = settings.get("search")
+    return {**({search["name"]: search} if search else {}), **settings.get("steps", {})}
 
 
 def add_steps(records: Sequence[dict]) -> list[dict]:

@@ -20,7 +20,7 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import cannot_write
 from jaxgpt.curation.document import Document
 
-GROUP_ROWS, GROUP_BYTES = 10_000, 16 * 2**20  # a row group ends at the first of the two
+GROUP_ROWS, GROUP_BYTES = 10_000, 4 * 2**20  # a row group ends at the first of the two
 
 DOCUMENTS = {"id": "string", "text": "string", "url": "string", "date": "string", "source": "string",
              "media_type": "string", "split": "string", "cluster": "string", "cluster_size": "int32"}

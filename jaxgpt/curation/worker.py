@@ -12,7 +12,10 @@ def main(logs: str) -> None:
     """Works until the run ends; what libraries print goes into a file of the folder `logs`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
-    path = os.path.join(logs, f"worker-{os.getpid()}.log") if os.path.isdir(logs) else os.devnull
+    path = os.devnull
+    if os.path.isdir(logs):
+        path = os.path.join(logs, f"worker-{os.getpid()}.log")
+        open(os.path.join(logs, f"progress-{os.getpid()}"), "w").close()  # the run watches those who have one
     with open(path, "w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())

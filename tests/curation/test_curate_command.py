@@ -81,7 +81,7 @@ def test_again_and_with_another_threshold(words, capsys):
     assert "out: complete, and nothing has changed" in capsys.readouterr().err
     assert main([*words, "--set", "long.least=3"]) == 0
     said = capsys.readouterr()
-    assert "1-read: anew, since steps[0].least is 10 there and 3 here" in said.err and "96    96" in said.out
+    assert "1-read: anew, since steps.long.least is 10 there and 3 here" in said.err and "96    96" in said.out
     assert main([*words, "--without", "long", "--val-fraction", "0.3"]) == 0
     assert [step["step"] for step in read_json("out/corpus.json")["steps"]] == ["read", "exact_duplicates"]
     assert len(list(read_corpus("out", "val"))) > 10

@@ -226,7 +226,7 @@ def test_a_new_threshold_repeats_what_depends_on_it(corpus, tmp_path):
     steps = (Enough(least=1), *STEPS[1:])
     again = curate(corpus, tmp_path / "out", steps, voice=voice)
     assert again["steps"][1]["documents"] == 123
-    assert voice.lines == ["3-enough: anew, since steps[0].least is 4 there and 1 here"]
+    assert voice.lines == ["3-enough: anew, since steps.enough.least is 4 there and 1 here"]
     after = times(tmp_path / "out")
     parts = [name for name in before if name.endswith(".parquet") or "-" in Path(name).name]
     touched = {name for name in parts if before[name] != after[name]}
