@@ -24,7 +24,7 @@ setup(
         "resiliparse>=2.0",
         "py3langid>=0.4",  # brings its model
         "pyarrow>=20",
-        "fsspec>=2025.1",  # files near and far
+        "fsspec[http]>=2025.1",  # files near and far
         "numpy>=2.0",
         "regex>=2024.0",  # the split pattern, in the reference BPE trainer
     ],
