@@ -21,6 +21,9 @@ setup(
         "apache-beam>=2.77",  # the engine of curation: on a laptop, Dataflow, Flink or Spark
         "fastwarc>=2.0",
         "trafilatura>=2.3",
+        "lxml>=6.0",
+        "lxml_html_clean>=0.4",  # of trafilatura's own needs, where pip does not find it by itself
+        "tld>=0.13",  # registered domains
         "resiliparse>=2.0",
         "py3langid>=0.4",  # brings its model
         "pyarrow>=20",
@@ -29,7 +32,8 @@ setup(
         "regex>=2024.0",  # the split pattern, in the reference BPE trainer
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "datatrove==0.10.1", "spacy>=3.8", "fasteners", "warcio"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "datatrove==0.10.1", "spacy>=3.8", "fasteners", "warcio",
+                 "tldextract", "pyahocorasick", "fasttext-numpy2-wheel"],
         "serve": ["starlette", "uvicorn"],
         "metrics": ["tensorboardX", "wandb"],
         "cuda": ["jax[cuda13]"],
