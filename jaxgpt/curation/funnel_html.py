@@ -42,7 +42,7 @@ def _funnel(corpus: dict) -> str:
 def _step(corpus: dict, step: dict) -> str:
     name = step["step"]
     lost = step["in"]["documents"] - step["documents"]
-    heading = f'{escape(name)} <span>drops {lost:,} of {step["in"]["documents"]:,}</span>'
+    heading = f'{escape(name)} <span>drops {f"{lost:,}" if lost else "none"} of {step["in"]["documents"]:,}</span>'
     inside = []
     if chosen := funnel.settings_of(corpus, name):
         inside.append(definitions(chosen))

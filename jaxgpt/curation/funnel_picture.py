@@ -57,10 +57,16 @@ def _row(step: dict, y: float, scale: float, most: int, *, read: bool) -> tuple[
               f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{height:.1f}" fill="{KEPT}"/>',
               _text(NAMES, y + 23, step["step"], INK, anchor="end", bold=True),
               _text(NAMES, y + 41, f"{left:,}", MUTED, anchor="end"),
-              _text(BYTES, y + 23, size(step["bytes"]), INK),
+              _text(BYTES, y + 23, size(step["bytes"]), INK, more=_cut(step)),
               f'<rect x="{BYTES}" y="{y + 31}" width="{max(1.0, bar):.1f}" height="7" rx="2" fill="{KEPT}" '
               'opacity="0.55"/>']
     return height, drawn
+
+
+def _cut(step: dict) -> str:
+    """How much less text there is after a step, where it is one percent and more."""
+    lost = step["in"]["bytes"] - step["bytes"]
+    return f"−{share(lost, step['in']['bytes'])}" if lost >= 0.01 * step["in"]["bytes"] > 0 else ""
 
 
 def _most_text(steps: list[dict]) -> int:

@@ -103,7 +103,8 @@ def _tell_changes(folder: str, phases: Sequence[Phase], settings: Sequence[dict]
         if store.exists(manifest):
             difference = first_difference(store.read_json(manifest)["settings"], chosen) if parts else None
             if difference:
-                voice.log(f"{phase.folder}: anew, since {difference}")
+                brief = difference if len(difference) < 160 else f"{difference.split(' is ')[0]} is another"
+                voice.log(f"{phase.folder}: anew, since {brief}")
             store.remove(manifest)
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from jaxgpt.core.errors import UserError
@@ -333,8 +332,3 @@ def _type(kind: str):
     return {"string": pyarrow.string(), "int32": pyarrow.int32(), "int64": pyarrow.int64(),
             "float64": pyarrow.float64(), "list<binary>": pyarrow.list_(pyarrow.binary()),
             "list<int32>": pyarrow.list_(pyarrow.int32())}[kind]
-
-
-def local_path(path: str) -> Path | None:
-    """The path where it is of this machine, else None."""
-    return Path(path) if is_local(path) else None

@@ -130,7 +130,7 @@ def _known(rows: Iterable[Row]) -> Iterator[Document]:
 
 def _scores(path: str) -> Iterator[tuple[str, dict]]:
     """(id, {measure: {name: value}}) of a file of scores."""
-    columns = [name.split(":", 1) for name in store.column_names(path)[1:]]
+    columns = [name.rsplit(":", 1) for name in store.column_names(path)[1:]]
     for key, *values in store.read_table(path):
         known: dict[str, dict] = {}
         for (measure, name), value in zip(columns, values):

@@ -210,6 +210,13 @@ def test_the_tail_of_one_text(tmp_path):
     assert counts == [2, 1]  # the second document is divided
 
 
+def test_a_corpus_may_stay_whole(corpus, tmp_path):
+    found = curate(corpus, tmp_path / "out", split=None)
+    assert found["splits"] == {} and len(list(read_corpus(tmp_path / "out"))) == 96
+    with pytest.raises(UserError, match="was not divided"):
+        list(read_corpus(tmp_path / "out", "train"))
+
+
 # --- again -----------------------------------------------------------------------------------------------------------
 
 def test_a_second_run_does_nothing_and_says_so(corpus, tmp_path):
