@@ -164,6 +164,41 @@ def bar_chart(bars: list[Bar], *, title: str) -> str:
     return _svg(title, BAR_WIDTH, bottom + 26, parts)
 
 
+def interval_chart(bars: list[Bar], *, title: str, x_label: str, reference: float | None = None) -> str:
+    """Measurements of any size as dots with their intervals as whiskers, a row each, as SVG text.
+
+    Args:
+      bars: rows, from the top.
+      title: what is shown.
+      x_label: name of the x axis, with its unit.
+      reference: a level to compare with: a dashed line.
+    """
+    head = _text(LEFT - 40, 16, title, TITLE)
+    if not bars:
+        return _svg(title, WIDTH, 90, [head, _text(WIDTH / 2, 58, "no measurements were written", MIDDLE, muted=True)])
+    levels = [reference] if reference is not None else []
+    domain = _domain(min([bar.low for bar in bars] + levels), max([bar.high for bar in bars] + levels), margin=0.06)
+    top, row, extent = 34, 25, (LEFT + 100, WIDTH - RIGHT)
+    bottom, parts = top + row * len(bars), [head]
+    for tick in nice_ticks(*domain, count=4):
+        x = scale(tick, domain, extent)
+        parts += [_rule(x, top, x, bottom), _text(x, bottom + 18, short_number(tick), MIDDLE, muted=True)]
+    if reference is not None:
+        x = scale(reference, domain, extent)
+        parts.append(_rule(x, top, x, bottom, 'stroke="var(--muted, #6b7280)" stroke-dasharray="5 4"'))
+    for i, bar in enumerate(bars):
+        low, middle, high = (scale(value, domain, extent) for value in (bar.low, bar.value, bar.high))
+        y = top + row * (i + 0.5)
+        parts += [
+            _text(extent[0] - 10, y + 4, bar.label, 'text-anchor="end"', muted=True),
+            _rule(low, y, high, y, f'stroke="{_colour(bar.colour)}" stroke-width="1.5"'),
+            f'<circle cx="{middle:.2f}" cy="{y:.2f}" r="4" fill="{_colour(bar.colour)}"/>',
+            _text(high + 8, y + 4, short_number(bar.value), 'font-weight="600"', halo=True),
+        ]
+    parts.append(_text(extent[1], bottom + 35, x_label, 'text-anchor="end"', muted=True))
+    return _svg(title, WIDTH, bottom + 44, parts)
+
+
 def panels(charts: list[str], *, columns: int = 2) -> str:
     """Charts in a grid of the page's class `panels`: `columns` (2 or 3) side by side where there is room."""
     figures = "".join(f"<figure>{chart}</figure>" for chart in charts)

@@ -133,6 +133,19 @@ def test_bars_and_whiskers_land_where_their_values_say():
     assert "50%" in svg
 
 
+def test_dots_and_their_whiskers_land_where_their_values_say():
+    """Whatever the range: the places are linear in the values, and the reference is at its own."""
+    bars = [Bar("a", 1.7, 1.5, 1.9), Bar("b & c", 1.6, 1.6, 1.6)]
+    root = ET.fromstring(plot.interval_chart(bars, title="t", x_label="bits", reference=1.7))
+    dots = [float(dot.get("cx")) for dot in root.iter() if dot.tag.endswith("circle")]
+    ends = [line for line in root.iter() if line.get("stroke-width") == "1.5"]
+    whiskers = [(float(line.get("x1")), float(line.get("x2"))) for line in ends]
+    reference, = [float(line.get("x1")) for line in root.iter() if line.get("stroke-dasharray")]
+    assert reference == dots[0] == pytest.approx(sum(whiskers[0]) / 2, abs=0.02) and whiskers[1][0] == whiskers[1][1]
+    assert dots[0] - dots[1] == pytest.approx((whiskers[0][1] - whiskers[0][0]) / 4, abs=0.02)
+    assert "b & c" in "".join(root.itertext()) and "no measurements" in plot.interval_chart([], title="t", x_label="x")
+
+
 def test_charts_scale_with_their_column():
     svg = plot.line_chart([Series("a", ((0, 1.0),))], title="t", x_label="x", y_label="y")
     root = ET.fromstring(svg)
