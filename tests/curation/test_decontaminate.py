@@ -1,6 +1,7 @@
 """Decontamination: real evaluation items planted in real documents are found, paraphrases and other texts are not."""
 
 import gzip
+import io
 import json
 import pickle
 import random
@@ -9,12 +10,17 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from jaxgpt.core.errors import UserError
+from jaxgpt.core.metrics import Progress
+from jaxgpt.curation.classifier import Classifier, LearnedQuality, save_classifier
 from jaxgpt.curation.decontaminate import Benchmark, Decontaminate, Passages, build_index, cut, find
 from jaxgpt.curation.document import Drop, document
 from jaxgpt.curation.ngrams import ngram_hashes, words_of
+from jaxgpt.curation.pipeline import run_pipeline
+from jaxgpt.curation.sources import Jsonl
 
 FIELDS = {"gsm8k/test.jsonl": ("question", "answer"), "eval/hellaswag_val_subset.jsonl": ("query", "choices"),
           "eval/piqa.jsonl": ("query", "choices"), "eval/arc_challenge.jsonl": ("query", "choices"),
@@ -148,6 +154,34 @@ def test_scores_say_how_often_and_where(step, peps):
     many = document(gsm8k, "many")
     assert Decontaminate(step.against, hits=scores["in test"] + 1)(many).text == gsm8k
     assert isinstance(Decontaminate(step.against, hits=scores["in test"])(many), Drop)
+
+
+class Voice:
+    """Whom a pipeline tells how it goes."""
+
+    should_stop = staticmethod(lambda: False)
+    log = staticmethod(lambda text: None)
+    progress = staticmethod(lambda *told: Progress(*told, stream=io.StringIO()))
+
+
+def test_in_a_pipeline(step, peps, tmp_path):
+    """The step and a learned filter behind it: one file of scores for both, and counts that name the reasons."""
+    item, texts = next(step.against[1].items()), sorted(peps.values(), key=len)[:20]
+    texts[5], texts[11] = texts[5] + item, item + texts[11]
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    save_classifier(tmp_path / "model.npz", Classifier(np.zeros(9, np.float32), bias=1.0))
+    learned = LearnedQuality(str(tmp_path / "model.npz"), threshold=0.7)
+    corpus = run_pipeline(Jsonl(str(tmp_path / "pages.jsonl")), (step, learned), tmp_path / "corpus", voice=Voice(),
+                          split=None)
+    assert [found["step"] for found in corpus["steps"]] == ["read", "decontaminate", "learned_quality"]
+    assert corpus["steps"][1]["dropped"]["contaminated"]["documents"] == 2
+    assert {found["value"].split(": ")[0] for found in corpus["examples"] if found["reason"] == "contaminated"} == {
+        "hellaswag_val_subset"}
+    assert corpus["steps"][2]["documents"] == 18  # sigmoid(1) is 0.73
+    table, = (tmp_path / "corpus").glob("*-scores/*.parquet")
+    columns = pyarrow.parquet.read_table(table).to_pydict()
+    assert sum(hits > 0 for hits in columns[f"{step.measures[0].name}:hits"]) == 2
+    assert set(columns[f"{learned.measures[0].name}:score"]) == {1 / (1 + np.exp(-1.0))}
 
 
 # --- cutting ---------------------------------------------------------------------------------------------------------
