@@ -305,7 +305,7 @@ def made(folder: Path, count: int, files: int, data: str | None) -> str:
     """A folder of WARC files with so many pages, made when first asked for."""
     place = folder / f"pages-{count}-{files}"
     if not place.exists():
-        print(f"\rmaking {count} pages ...", end="", file=sys.stderr, flush=True)
+        print(f"making {count} pages", file=sys.stderr, flush=True)
         web_pages.write_pages(place, count, files, data)
     return str(place)
 
@@ -320,7 +320,7 @@ def arguments() -> argparse.ArgumentParser:
     found.add_argument("--files", type=int, default=4, help="that the pages are in")
     found.add_argument("--rounds", type=int, default=3)
     found.add_argument("--long", action="store_true", help="workers: work of five minutes and more, once")
-    found.add_argument("--long-pages", type=int, default=15_000, help="how many pages that is")
+    found.add_argument("--long-pages", type=int, default=20_000, help="how many pages that is")
     found.add_argument("--texts", type=int, default=5000, help="memory: that searches compare, and ten times as many")
     found.add_argument("--dollars", type=float, default=0.04, help="projection: of a core-hour")
     found.add_argument("--dump", type=float, default=3e9, help="projection: pages")

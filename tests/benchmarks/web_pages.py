@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import html
+import itertools
 import pydoc_data.topics
 import random
 import re
@@ -28,10 +29,10 @@ _PARTS = re.compile(r"(<(script|style)\b.*?</\2>|<!--.*?-->|<[^>]*>|&\w+;)|([^\W
 
 def write_pages(place: Path, count: int, files: int, data: str | None) -> list[str]:
     """Writes `count` pages to WARC files in a folder, about as many to each; returns their paths."""
-    held = list(pages(count, data))
+    source = pages(count, data)
     paths = [place / f"pages-{number:03d}.warc.gz" for number in range(files)]
     for number, path in enumerate(paths):
-        write_warc(path, held[count * number // files:count * (number + 1) // files])
+        write_warc(path, itertools.islice(source, count * (number + 1) // files - count * number // files))
     return list(map(str, paths))
 
 
