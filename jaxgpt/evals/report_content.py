@@ -272,9 +272,13 @@ def source_rows(run: Run) -> list[tuple[str, ...]]:
 
 
 def digests(run: Run) -> list[tuple[str, str]]:
-    """(name, SHA-256) of the corpus, by split."""
-    found = next((s.outputs["sha256"] for s in run.stages if isinstance(s.outputs.get("sha256"), dict)), {})
-    return [(f"SHA-256 of {split}", digest) for split, digest in found.items()]
+    """(name, SHA-256) of the corpus, by split, and where the report is that shows what each step dropped."""
+    stage = next((s for s in run.stages if isinstance(s.outputs.get("sha256"), dict)), None)
+    if stage is None:
+        return []
+    found = [(f"SHA-256 of {split}", digest) for split, digest in stage.outputs["sha256"].items()]
+    page = stage.outputs.get("report")
+    return found + ([("What was dropped, and why", f"{stage.name}/{page}")] if isinstance(page, str) else [])
 
 
 def machine(run: Run) -> list[tuple[str, str]]:
@@ -356,6 +360,8 @@ def _has_tokens(value) -> bool:
 
 
 def _paths(value, path: str = "") -> list[tuple[str, object]]:
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        value = {item["name"]: item for item in value}  # such as the steps of a recipe, set by name
     if isinstance(value, dict) and (value or not path):
         return [
             pair

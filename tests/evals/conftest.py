@@ -166,16 +166,16 @@ def _data_stages(workdir: Path) -> None:
         }
 
     stats = {
-        "gathered": amount(2204, 1812),
-        "exact duplicates dropped": amount(2190, 1805),
-        "near-duplicates dropped": amount(1802, 1760),
+        "read": amount(2204, 1812),
+        "exact_duplicates": amount(2190, 1805),
+        "minhash": amount(1802, 1760),
         "train": amount(1712, 1672),
         "val": amount(90, 88),
     }
-    outputs = {"stats": "stats.json", "sha256": {"train": SHA, "val": SHA[::-1]}}
-    _manifest(
-        workdir / "curate", {"source": {"packages": ["jax", "numpy"]}, "val_fraction": 0.05}, outputs, 21.4
-    )
+    outputs = {"stats": "stats.json", "report": "report.html", "sha256": {"train": SHA, "val": SHA[::-1]}}
+    steps = [{"name": "exact_duplicates", "unit": "document"}, {"name": "minhash", "rows": 8}]
+    settings = {"source": {"packages": ["jax", "numpy"]}, "steps": steps, "val_fraction": 0.05}
+    _manifest(workdir / "curate", settings, outputs, 21.4)
     _write(workdir / "curate" / "stats.json", stats)
     _manifest(workdir / "tokenizer", {"vocab_size": 4096, "digits": 1}, {"vocab_size": 4096}, 3.1)
     outputs = {"xz_bits_per_byte": 1.631, "vocab_size": 4096}

@@ -84,9 +84,11 @@ def test_a_chart_of_one_line_names_it_beside_the_unit_and_a_repeated_line_is_dra
 
 def test_corpus_adds_up(run):
     rows = {row[0]: row[1:] for row in content.corpus_rows(run)}
-    assert rows["gathered"][0] == "4,016" and rows["val"] == ("178", "178,014", "96,310")
+    assert rows["read"][0] == "4,016" and rows["val"] == ("178", "178,014", "96,310")
     assert content.source_rows(run)[0] == ("docstrings", "2,204", "2,204,007", "1,802", "1,802,014")
-    assert len(content.digests(run)) == 2
+    assert [name for name, _ in content.digests(run)] == ["SHA-256 of train", "SHA-256 of val", "What was dropped, and why"]
+    assert dict(content.digests(run))["What was dropped, and why"] == "curate/report.html"
+    assert ("steps.minhash.rows", "8") in content.flat_settings(run.stages[0])
 
 
 def test_html_is_well_formed_and_needs_nothing_from_outside(run):
@@ -103,7 +105,7 @@ def test_html_is_well_formed_and_needs_nothing_from_outside(run):
 def test_both_pages_say_the_same(run, print_page):
     page = print_page(run)
     for text in ("1.562", "53% → 94%", "96%", "8 min 09 s", "jaxgpt chat", "1.631", "I am jaxgpt", "4,016",
-                 "optim.lr", "0.003", "near-duplicates dropped", "Python", "Practise problems"):  # fmt: skip
+                 "optim.lr", "0.003", "minhash", "Python", "Practise problems"):  # fmt: skip
         assert text in page, text
     assert page.index("Stages") < page.index("Curves") < page.index("Scores") < page.index("Samples")
 
