@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxgpt.core.errors import UserError
 
-_FREE_SOME = ("free some space or choose another --workdir, then run the same command again (what was complete is "
+_FREE_SOME = ("free some space or choose another folder, then run the same command again (what was complete is "
               "intact)")
 
 

@@ -427,3 +427,58 @@ def test_a_runner_that_there_is_not(corpus, tmp_path):
     with pytest.raises(UserError, match="--nosuch: Beam has no such option for FnApiRunner"):
         curate(corpus, tmp_path / "out", options=["--nosuch=1"])
     assert not (tmp_path / "out").exists()
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+MEMORY = '''
+import dataclasses, os, resource, sys
+from jaxgpt.curation.control import Control, Watch
+from jaxgpt.curation.document import Drop, document
+from jaxgpt.curation.duplicates import ExactDuplicates
+from jaxgpt.curation.parts import Part
+from jaxgpt.curation.phases import cut
+from jaxgpt.curation.work import work
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    def read(self, path):
+        for i in range(int(path)):
+            yield document(f"{i} " + "a line of text\\n" * 400, "s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    name: str = "size"
+
+    def __call__(self, text):
+        return {"characters": len(text)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+    name: str = "odd"
+    measures = (Size(),)
+
+    def __call__(self, item):
+        return item if int(item.text.split()[0]) % 2 else Drop("even")
+
+
+folder, count = sys.argv[1:]
+part, control = Part("a", count, 1, ""), Control(folder)
+for number, phase in enumerate(cut((Odd(), ExactDuplicates()))):
+    work(folder, phase, part, "key", Watch(control, number, "a"), source=Source())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+'''
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_part(tmp_path):
+    """Every phase, on a part of 24 MB and on one of 240 MB."""
+    peaks = []
+    for count in (4000, 40_000):
+        words = [sys.executable, "-c", MEMORY, str(tmp_path / str(count)), str(count)]
+        peaks.append(int(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
+    assert store.row_count(str(next((tmp_path / "40000" / "3-odd").glob("*.parquet")))) == 20_000
+    assert peaks[1] < 1.2 * peaks[0], peaks
