@@ -13,6 +13,7 @@ from jaxgpt.core.config import from_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import MANIFEST, read_stage
 from jaxgpt.model import transformer
+from jaxgpt.tokenizer.hf import load as load_tokenizer
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -42,10 +43,22 @@ def load(workdir: str | Path, stage: str | None = None) -> Loaded:
     Raises:
       UserError: there is no such run or stage, it is not complete or trained no model, or a file of it is damaged.
     """
+    stage, config, outputs = find(workdir, stage)
+    folder = Path(workdir) / stage
+    abstract = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
+    if "params_dtype" in outputs:  # an imported model keeps the type of its files
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, outputs["params_dtype"]), abstract)
+    params = load_params(folder / outputs["checkpoint"], abstract, config=outputs["model"])
+    return Loaded(params, config, load_tokenizer(folder / outputs["tokenizer"]), stage)
+
+
+def find(workdir: str | Path, stage: str | None = None) -> tuple[str, transformer.Config, dict]:
+    """What `load` would load, without its weights: (stage, config, what the stage put out)."""
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such folder; give the workdir of a run, such as runs/quickstart")
-    complete = {path.parent.name: read_stage(path, (*MANIFEST, "finished")) for path in sorted(workdir.glob("*/manifest.json"))}
+    complete = {path.parent.name: read_stage(path, (*MANIFEST, "finished"))
+                for path in sorted(workdir.glob("*/manifest.json"))}
     trained = [name for name in _in_order(complete) if "checkpoint" in complete[name]["outputs"]]
     if not trained:
         raise UserError(f"{workdir}: no stage that trains a model is complete there; "
@@ -54,11 +67,8 @@ def load(workdir: str | Path, stage: str | None = None) -> Loaded:
     if stage not in trained:
         what = "trained no model" if stage in complete else "is not complete"
         raise UserError(f"{workdir}: stage '{stage}' {what}; stages with a model: {', '.join(trained)}")
-    outputs, folder = complete[stage]["outputs"], workdir / stage
-    config = from_json(transformer.Config, outputs["model"])
-    abstract = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
-    params = load_params(folder / outputs["checkpoint"], abstract, config=outputs["model"])
-    return Loaded(params, config, Tokenizer.load(folder / outputs["tokenizer"]), stage)
+    outputs = complete[stage]["outputs"]
+    return stage, from_json(transformer.Config, outputs["model"]), outputs
 
 
 def _in_order(manifests: dict[str, dict]) -> list[str]:

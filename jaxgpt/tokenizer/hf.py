@@ -1,7 +1,7 @@
 """tokenizer.json of a Hugging Face folder -> a Tokenizer, and back.
 
-Byte-level BPE (GPT-2, Llama 3, Qwen) runs on tiktoken wherever that gives the same tokens, which `exact_ranks` proves for
-each vocabulary; the rest (SentencePiece's BPE: Llama 2, Mistral) runs on the library `tokenizers`, see `engine.py`.
+Byte-level BPE (GPT-2, Llama 3, Qwen) runs on tiktoken wherever that gives the same tokens, which `exact_ranks` proves
+for each vocabulary; the rest (SentencePiece's BPE: Llama 2, Mistral) runs on the library `tokenizers`, see `engine.py`.
 
 In all of them no text becomes a special token, whatever it spells: their own tokenizers would take "<|eot_id|>" in a
 text for the end of a turn.
@@ -25,8 +25,8 @@ from jaxgpt.tokenizer.tokenizer import FILE, Tokenizer
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # What a folder may hold beside the weights that belongs to the tokenizer; copied as it is.
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-         "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model")
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+         "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 
 def load(path: str | Path) -> Tokenizer:
@@ -50,7 +50,7 @@ def read(folder: str | Path) -> Tokenizer:
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         kind = model.get("type") if isinstance(model, dict) else None
-        raise UserError(f"{path}: the model is of type {kind!r}; supported: 'BPE'" if kind else f"{path}: no model there")
+        raise UserError(f"{path}: " + (f"model.type is {kind!r}; supported: 'BPE'" if kind else "no model there"))
     for field, right in {"type": "BPE", "dropout": None, "continuing_subword_prefix": None,
                          "end_of_word_suffix": None}.items():
         if (model.get(field, right) or None) != right:
@@ -84,8 +84,8 @@ def _ends(path: Path, special: dict[str, int]) -> tuple[str, str]:
     bos = said.get("bos_token") or end
     for token in (bos, end):
         if token not in special:
-            what = f"its special token {token!r} is not among the" if token else "which special token ends a text is not said; it has"
-            raise UserError(f"{settings}: {what} added_tokens of {path.name}: {', '.join(special) or 'none'}")
+            what = f"says {token!r}" if token else "does not say which special token ends a text"
+            raise UserError(f"{settings}: {what}; the added_tokens of {path.name} are {', '.join(special) or 'none'}")
     return bos, end
 
 
@@ -166,7 +166,8 @@ def exact_ranks(ranks: dict[bytes, int], merges: list[tuple[bytes, bytes]], *, w
         if len(token) > 1:
             ends = last_merge(ranks, token, rank)
             if made[token] != {ends}:
-                splits = {(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks}
+                cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
+                splits = {cut for cut in cuts if cut[0] in ranks and cut[1] in ranks}
                 if made[token] != splits or (not whole_pieces and len(ends) != 2):
                     return False
     return True
