@@ -180,14 +180,14 @@ def test_out_again_is_byte_for_byte_what_came_in(pair, tmp_path, dtype):
     copy.deepcopy(pair.theirs).to(getattr(torch, dtype)).save_pretrained(source)
     params, config, family = read(source)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {dtype}
-    before, after = by_name(source), by_name(write(params, config, tmp_path / "out", family, shard_bytes=20_000))
+    before, after = by_name(source), by_name(write(params, config, tmp_path / "out", family, shard_bytes=8_000))
     assert before.keys() == after.keys() and len(list((tmp_path / "out").glob("model-*"))) > 2
     for name, array in before.items():
         assert (array.dtype, array.shape, array.tobytes()) == (after[name].dtype, after[name].shape, after[name].tobytes())
 
 
 def test_what_we_write_loads_there_without_a_warning(pair, tokens, tmp_path, caplog):
-    folder = write(pair.params, pair.config, tmp_path / "out", pair.family, shard_bytes=20_000)
+    folder = write(pair.params, pair.config, tmp_path / "out", pair.family, shard_bytes=8_000)
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
