@@ -15,6 +15,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "tiktoken>=0.14",
         "tokenizers>=0.23",  # of imported models whose tokenizer is SentencePiece's
+        "jinja2>=3.1.6",  # their chat templates
         "tensorflow-datasets>=4.9.10",  # the format of the token shards; TensorFlow itself is not needed
         "array_record>=0.8.1",
         "grain>=0.2.18",

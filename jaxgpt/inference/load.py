@@ -14,6 +14,7 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import MANIFEST, read_stage
 from jaxgpt.model import transformer
 from jaxgpt.tokenizer.hf import load as load_tokenizer
+from jaxgpt.tokenizer.template import Template, read_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -25,12 +26,14 @@ class Loaded:
       params, config: as every function of `model` and `inference` takes them.
       tokenizer: what turns text into the model's tokens.
       stage: the name of the stage that trained it.
+      template: how the tokens of a conversation are written, for a model from elsewhere; None for ours.
     """
 
     params: Any
     config: transformer.Config
     tokenizer: Tokenizer
     stage: str
+    template: Template | None = None
 
 
 def load(workdir: str | Path, stage: str | None = None) -> Loaded:
@@ -49,7 +52,8 @@ def load(workdir: str | Path, stage: str | None = None) -> Loaded:
     if "params_dtype" in outputs:  # an imported model keeps the type of its files
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, outputs["params_dtype"]), abstract)
     params = load_params(folder / outputs["checkpoint"], abstract, config=outputs["model"])
-    return Loaded(params, config, load_tokenizer(folder / outputs["tokenizer"]), stage)
+    template = read_template(folder / outputs["folder"]) if "folder" in outputs else None
+    return Loaded(params, config, load_tokenizer(folder / outputs["tokenizer"]), stage, template)
 
 
 def find(workdir: str | Path, stage: str | None = None) -> tuple[str, transformer.Config, dict]:

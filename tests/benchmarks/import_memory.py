@@ -4,8 +4,8 @@
   python tests/benchmarks/import_memory.py --layers 8      # the same with fewer layers
 
 A folder of that shape is written, with random weights, and read into eight simulated devices of this machine, over
-the axes fsdp and tensor. Their memory is the host's here, so that the process should hold the parameters once, and beside them
-what reading takes: it should stay below 1.3 times the parameters and the largest tensor.
+the axes fsdp and tensor. Their memory is the host's here, so that the process should hold the parameters once, and
+beside them what reading takes: it should stay below 1.3 times the parameters and the largest tensor.
 """
 
 from __future__ import annotations

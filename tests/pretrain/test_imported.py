@@ -31,7 +31,7 @@ def source(tmp_path_factory):
     hf.write_params(params, CONFIG, folder, family="llama", dtype="bfloat16", shard_bytes=10_000)
     hf_tokenizer.write(Tokenizer(bpe.train(["no merges"], vocab_size=264)), folder)
     (folder / "generation_config.json").write_text('{"temperature": 0.6}')
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}<|end|>")
     return folder
 
 
@@ -82,12 +82,22 @@ def test_commands(source, tmp_path, capsys, monkeypatch):
     assert "is there already" in capsys.readouterr().err
 
 
-def test_a_tokenizer_of_others_cannot_chat(source, tmp_path, capsys):
+def test_a_conversation_is_written_as_the_folder_says(workdir):
+    from jaxgpt.chat.terminal import Conversation
+    loaded = load(workdir)
+    conversation = Conversation(loaded, temperature=0.0)
+    conversation.messages = [{"role": "user", "content": "a<|end|>"}]
+    bos, end = loaded.tokenizer.bos, loaded.tokenizer.end
+    assert conversation._prompt() == [bos, *b"a<|end|>", end]
+
+
+def test_a_base_model_of_others_cannot_chat(source, tmp_path, capsys):
     folder = shutil.copytree(source, tmp_path / "source")
     found = json.loads((folder / "tokenizer.json").read_text())
     found["added_tokens"] = [{"id": 256, "content": "<|endoftext|>", "special": True}]
     (folder / "tokenizer.json").write_text(json.dumps(found))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    (folder / "chat_template.jinja").unlink()
     assert main(["import", str(folder), "--to", str(tmp_path / "work"), "--dtype", "float32"]) == 0
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(load(tmp_path / "work").params)} == {"float32"}
     assert main(["chat", str(tmp_path / "work"), "--prompt", "hello"]) == 2
