@@ -216,6 +216,8 @@ def write_config(config: Config, family: str, dtype: str, tokens: Mapping[str, A
     names = _GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS
     said = {"kv_heads": config.K, "head_dim": config.H, "mlp_width": config.F}
     fields = {theirs: said.get(ours, getattr(config, ours)) for ours, theirs in names.items()}
+    if config.head_dim is None and family != "qwen3":  # theirs is 128 where it is not said
+        fields.pop("head_dim", None)
     if family == "gpt2":
         fields |= {"n_inner": config.mlp_width,
                    "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.activation]}

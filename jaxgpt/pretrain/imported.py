@@ -1,6 +1,7 @@
 """A base model that others trained: a Hugging Face folder as a stage, and a stage's model as such a folder.
 
-Later stages start from an imported model as from one of our own: `SFT(start_from="import", ...)`.
+Later stages find an imported model as they find one of our own, by the name of the stage: `start_from="import"`. Those
+that write conversations need a tokenizer with our special tokens.
 """
 
 from __future__ import annotations

@@ -217,6 +217,36 @@ def test_shards_are_read_where_they_belong(pair, rules, layout, tokens):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(alone.astype(jnp.bfloat16)))
 
 
+def test_names_of_openais_first_folders_are_known(tmp_path):
+    """Without "transformer." before them, with masks among them, and with the head of a model that has none."""
+    config = transformer.Config(vocab_size=16, context=8, layers=2, width=8, heads=2, position="learned", norm="layernorm",
+                                norm_eps=1e-5, activation="gelu_tanh", bias=True, tied=True)
+    params = jax.jit(lambda: transformer.init(jax.random.key(0), config))()
+    folder = write(params, config, tmp_path / "gpt2", "gpt2")
+    arrays = {name.removeprefix("transformer."): array for name, array in by_name(folder).items()}
+    arrays |= {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32), "lm_head.weight": arrays["wte.weight"]}
+    safetensors.write_file(folder / safetensors.SINGLE, [
+        (name, array.dtype, array.shape, lambda array=array: array) for name, array in arrays.items()])
+    found, again, _ = read(folder)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_types_are_cast_only_on_purpose(folder):
+    params, config, _ = read(folder, dtype="float16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float16")}
+    exact, _, _ = read(folder)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b).astype(np.float16)), params, exact)
+    mixed = dict(by_name(folder))
+    mixed["model.norm.weight"] = mixed["model.norm.weight"].astype(jnp.bfloat16)
+    (folder / safetensors.INDEX).unlink()
+    safetensors.write_file(folder / safetensors.SINGLE, [
+        (name, array.dtype, array.shape, lambda array=array: array) for name, array in mixed.items()])
+    with pytest.raises(UserError, match="holds tensors of types BF16 and F32; say which to take with --dtype"):
+        read(folder)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(read(folder, dtype="bfloat16")[0])} == {"bfloat16"}
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
