@@ -36,6 +36,8 @@ _ABSENT = {
               "num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "hidden_act": "silu"},
 }
 
+_NULL_SAYS_SOMETHING = ("sliding_window", "num_key_value_heads", "head_dim")
+
 # Fields that change what the model is, and the values by which it is one of ours (also where they are absent).
 _ONLY = {
     "gpt2": {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
@@ -77,7 +79,8 @@ def read_config(folder: str | Path) -> tuple[str, Config]:
     wrong = [name for name in found.get("architectures") or () if name != ARCHITECTURES[family]]
     if wrong:
         raise UserError(f"{path}: architectures names {wrong[0]!r}; supported: {ARCHITECTURES[family]}")
-    fields = {**_ABSENT[family], **{name: value for name, value in found.items() if value is not None}}
+    fields = {**_ABSENT[family],
+              **{name: value for name, value in found.items() if value is not None or name in _NULL_SAYS_SOMETHING}}
     names = _GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS
     _refuse_unknown(path, family, found, names)
     settings = {ours: fields.get(theirs) for ours, theirs in names.items()}
@@ -120,7 +123,7 @@ def _llama(path: Path, family: str, fields: dict) -> dict:
 
 def _rope(path: Path, fields: dict) -> tuple[float, RopeScaling | None]:
     """Rotary positions, as config.json says it before transformers 5 (rope_theta, rope_scaling) or since."""
-    field = "rope_parameters" if "rope_parameters" in fields else "rope_scaling"
+    field = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     found = fields.get(field) or {}
     if not isinstance(found, dict):
         raise UserError(f"{path}: {field} is {_short(found)}, but should be an object")

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import jax
 
+from jaxgpt.core import distributed
 from jaxgpt.core.checkpoint import Checkpoints
 from jaxgpt.core.config import to_json
 from jaxgpt.core.errors import UserError
@@ -23,7 +24,7 @@ from jaxgpt.core.sharding import Layout
 from jaxgpt.core.state import TrainState
 from jaxgpt.inference.load import load
 from jaxgpt.model import hf, transformer
-from jaxgpt.model.hf_config import family_of
+from jaxgpt.model.hf_config import family_of, read_config
 from jaxgpt.tokenizer import hf as hf_tokenizer
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
@@ -46,6 +47,11 @@ class Import(Stage):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     compute: Literal["float32", "bfloat16"] = "float32"
 
+    @property
+    def model(self) -> transformer.Config:
+        """What is imported, as config.json says."""
+        return dataclasses.replace(read_config(self.folder)[1], dtype=self.compute)
+
     def run(self, context: Context) -> dict:
         folder = Path(self.folder)
         _, config, _ = hf.check_folder(folder)
@@ -55,11 +61,12 @@ class Import(Stage):
         model = to_json(dataclasses.replace(config, dtype=self.compute))
         made = [context.directory / name for name in ("checkpoints", "tokenizer", "folder")]
         try:
-            tokenizer.save(made[1])
-            made[2].mkdir(exist_ok=True)
-            for name in KEPT:
-                if (folder / name).exists():
-                    shutil.copyfile(folder / name, made[2] / name)
+            if distributed.is_main():
+                tokenizer.save(made[1])
+                made[2].mkdir(exist_ok=True)
+                for name in KEPT:
+                    if (folder / name).exists():
+                        shutil.copyfile(folder / name, made[2] / name)
             checkpoints = Checkpoints(made[0], config=model)
             checkpoints.save(0, TrainState(params, (), jax.numpy.zeros((), jax.numpy.int32), context.rng()), {})
             checkpoints.close()

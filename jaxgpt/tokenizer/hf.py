@@ -10,6 +10,7 @@ text for the end of a turn.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections import defaultdict
 from pathlib import Path
@@ -121,8 +122,26 @@ def _pattern(pre_tokenizer: dict | None) -> str | None:
         return GPT2_PATTERN
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         regex = steps[0]["pattern"].get("Regex")
-        return regex if steps[0]["behavior"] == "Isolated" and not steps[0].get("invert") else None
+        alike = regex is not None and regex == in_ruby(regex) and not re.search(r"\(\?[a-z]*[msx]|\^(?!.*\])", regex)
+        return regex if alike and steps[0]["behavior"] == "Isolated" and not steps[0].get("invert") else None
     return None
+
+
+def in_ruby(pattern: str) -> str:
+    """A pattern as the engine of `tokenizers`, which speaks Ruby's dialect, understands what tiktoken's means by it.
+
+    There, x{1,3}+ repeats x{1,3} where tiktoken's holds on to what it has taken, and $ is the end of a line.
+
+    >>> in_ruby(r"\\p{N}{1,3}+|[^$]+$")
+    '(?>\\\\p{N}{1,3})|[^$]+\\\\z'
+    """
+    one = r"(?:\\[pP]\{\w+\}|\\.|\[(?:\\.|[^\]\\])*\]|[^\\\[\]$()|])"
+    found = re.compile(rf"({one}\{{\d+(?:,\d*)?\}})\+|{one}|(\$)")
+
+    def change(match):
+        return f"(?>{match[1]})" if match[1] else r"\z" if match[2] else match[0]
+
+    return found.sub(change, pattern)
 
 
 def _matches_all(pattern: str) -> bool:
@@ -197,7 +216,7 @@ def write(tokenizer: Tokenizer, folder: str | Path) -> None:
     merges = [list(map(spell, last_merge(tokenizer.ranks, token, rank)))
               for token, rank in tokenizer.ranks.items() if len(token) > 1]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": in_ruby(tokenizer.pattern)}, "behavior": "Isolated", "invert": False}
     added = [{"id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
               "special": True} for token, id in tokenizer.special.items()]
     write_json(Path(folder) / "tokenizer.json", {
