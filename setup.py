@@ -23,15 +23,19 @@ setup(
         "apache-beam>=2.77",  # the engine of curation: on a laptop, Dataflow, Flink or Spark
         "fastwarc>=2.0",
         "trafilatura>=2.3",
+        "lxml>=6.0",
+        "lxml_html_clean>=0.4",  # of trafilatura's own needs, where pip does not find it by itself
+        "tld>=0.13",  # registered domains
         "resiliparse>=2.0",
         "py3langid>=0.4",  # brings its model
         "pyarrow>=20",
-        "fsspec>=2025.1",  # files near and far
+        "fsspec[http]>=2025.1",  # files near and far
         "numpy>=2.0",
         "regex>=2024.0",  # the split pattern, in the reference BPE trainer
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "datatrove==0.10.1", "spacy>=3.8", "fasteners", "warcio"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "datatrove==0.10.1", "spacy>=3.8", "fasteners", "warcio",
+                 "tldextract", "pyahocorasick", "fasttext-numpy2-wheel"],
         "reference": ["torch>=2.13", "transformers>=5.24"],  # what imported models are compared with, in tests
         "hub": ["huggingface_hub>=1.0"],  # jaxgpt import NAME
         "serve": ["starlette", "uvicorn"],

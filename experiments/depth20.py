@@ -5,8 +5,7 @@ Source:  Karpathy, nanochat (2025), the d20 model: 20 layers of width 1280, its 
 Expect:  not yet run here: it takes an accelerator. Its plan for 16 v5e chips stands in the README:
   jaxgpt plan experiments/depth20.py --on v5e-16
   JAXGPT_DATA=/data jaxgpt run experiments/depth20.py --distributed
-  (documents as JSON lines with a "text" field, in $JAXGPT_DATA/fineweb-edu/*.jsonl.gz; Curate
-  holds them in memory, about 5 GB for a billion tokens)
+  (documents as JSON lines with a "text" field, in $JAXGPT_DATA/fineweb-edu/*.jsonl.gz)
 """
 
 from jaxgpt.core.experiment import Experiment
@@ -27,8 +26,7 @@ def get_config() -> Experiment:
         name="depth20",
         layout=Layout(data=1, fsdp=-1),
         stages=(
-            Curate(source=Jsonl("$JAXGPT_DATA/fineweb-edu/*.jsonl.gz"), val_fraction=0.0005, min_characters=1,
-                   repeated_paragraph=None, near_duplicate_threshold=None),
+            Curate(source=Jsonl("$JAXGPT_DATA/fineweb-edu/*.jsonl.gz"), val_fraction=0.0005, steps=()),
             TrainTokenizer(vocab_size=VOCAB),
             Tokenize(tokenizer="tokenizer", xz=False),
             Pretrain(

@@ -3,8 +3,7 @@
 Source:  Karpathy, llm.c discussion 481, "Reproducing GPT-2 (124M) in llm.c in 90 minutes for $20" (2024).
 Expect:  validation loss near 3.29 after 18,865 steps on llm.c's own run; not yet run here: it takes an accelerator.
   JAXGPT_DATA=/data jaxgpt run experiments/gpt2_124m.py
-  (documents of FineWeb's 10B-token sample as JSON lines with a "text" field, in $JAXGPT_DATA/fineweb10B/*.jsonl.gz;
-  Curate holds them in memory once, about 50 GB)
+  (documents of FineWeb's 10B-token sample as JSON lines with a "text" field, in $JAXGPT_DATA/fineweb10B/*.jsonl.gz)
 """
 
 import dataclasses
@@ -29,8 +28,7 @@ def get_config() -> Experiment:
         name="gpt2_124m",
         stages=(
             # FineWeb is clean and deduplicated as it comes.
-            Curate(source=Jsonl("$JAXGPT_DATA/fineweb10B/*.jsonl.gz"), val_fraction=0.001, min_characters=1,
-                   repeated_paragraph=None, near_duplicate_threshold=None),
+            Curate(source=Jsonl("$JAXGPT_DATA/fineweb10B/*.jsonl.gz"), val_fraction=0.001, steps=()),
             Tokenize(tokenizer="gpt2", xz=False),
             Pretrain(
                 model=model,

@@ -4,8 +4,7 @@ Source:  Grattafiori et al. 2024, "The Llama 3 Herd of Models", tables 3 and 4 (
 Expect:  not yet run here: it takes a slice. Its plan for 64 v5p chips stands in the README:
   jaxgpt plan experiments/llama3_8b.py --on v5p-128
   JAXGPT_DATA=/data jaxgpt run experiments/llama3_8b.py --distributed
-  (documents as JSON lines with a "text" field, in $JAXGPT_DATA/fineweb/*.jsonl.gz; Curate
-  holds them in the first host's memory, about 5 GB for a billion tokens)
+  (documents as JSON lines with a "text" field, in $JAXGPT_DATA/fineweb/*.jsonl.gz)
 """
 
 from jaxgpt.core.experiment import Experiment
@@ -27,8 +26,7 @@ def get_config() -> Experiment:
         layout=Layout(data=1, fsdp=-1),
         stages=(
             # FineWeb is clean and deduplicated as it comes.
-            Curate(source=Jsonl("$JAXGPT_DATA/fineweb/*.jsonl.gz"), val_fraction=0.0005, min_characters=1,
-                   repeated_paragraph=None, near_duplicate_threshold=None),
+            Curate(source=Jsonl("$JAXGPT_DATA/fineweb/*.jsonl.gz"), val_fraction=0.0005, steps=()),
             Tokenize(tokenizer="cl100k_base", xz=False),
             Pretrain(
                 model=presets.on_tpu(presets.llama3("8B", context=CONTEXT)),

@@ -27,8 +27,7 @@ def get_config() -> Experiment:
         name="shakespeare_char",
         stages=(
             # The last tenth is held out, as in nanoGPT; it is one text, so nothing is cleaned.
-            Curate(source=SHAKESPEARE, split="tail", val_fraction=0.1, repeated_paragraph=None,
-                   near_duplicate_threshold=None),
+            Curate(source=SHAKESPEARE, split="tail", val_fraction=0.1, steps=()),
             TrainTokenizer(vocab_size=256 + 8),  # bytes and special tokens: in this text a byte is a character
             Tokenize(),
             Pretrain(

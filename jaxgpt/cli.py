@@ -1,5 +1,5 @@
-"""The command line: `jaxgpt run | plan | chat | sample | tokenize`, and those of `model_commands.py`. Nothing heavy is
-imported before a command needs it."""
+"""The command line: `jaxgpt run | curate | plan | chat | sample | tokenize`, and those of `model_commands.py`. Nothing heavy
+is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="trace so many steps of each stage that trains, for Perfetto or TensorBoard")
     run.set_defaults(command=_run)
 
+    _add_curate(commands)
     plan = commands.add_parser("plan", help="what an experiment needs on hardware that is not there", description=(
         "Compiles every program of an experiment for a TPU slice without having it (or counts it, for GPUs), and "
         "prints memory, operations, collectives, time and cost."))
@@ -91,6 +92,32 @@ def _parser() -> argparse.ArgumentParser:
     tokenize.set_defaults(command=_tokenize)
     model_commands.add(commands, _prepare_jax)
     return parser
+
+
+def _add_curate(commands) -> None:
+    curate = commands.add_parser("curate", help="make a corpus of web pages or texts; the same command resumes",
+                                 usage="%(prog)s --input FILES [FILES ...] --output DIR [options] [-- OPTIONS OF BEAM]",
+                                 description=(
+        "Reads WARC, WET, JSON lines, Parquet or text, takes it through FineWeb's recipe (URL filter, extraction, "
+        "language, quality, duplicates, personal data) and writes Parquet, with what was dropped and why beside it. "
+        "With other thresholds only what depends on them is done again."))
+    curate.add_argument("--input", metavar="FILES", nargs="+", required=True,
+                        help="paths or addresses; * and variables expand, e.g. 's3://bucket/*.warc.gz'")
+    curate.add_argument("--output", metavar="DIR", required=True, help="where the corpus and its report go")
+    curate.add_argument("--recipe", metavar="FILE", help="a Python file whose get_config() returns the steps, or an "
+                        "experiment (default: FineWeb's)")
+    curate.add_argument("--set", metavar="STEP.FIELD=VALUE", action="append", default=[], dest="overrides",
+                        help="change a step, e.g. gopher_quality.min_words=40; may be repeated")
+    curate.add_argument("--without", metavar="STEP", action="append", default=[], help="leave a step out; may be repeated")
+    curate.add_argument("--field", metavar="NAME", default="text", help="where JSON lines and Parquet have the text")
+    curate.add_argument("--val-fraction", metavar="SHARE", type=float, default=0.0,
+                        help="share of the documents to mark as validation (default: 0)")
+    curate.add_argument("--workers", metavar="N", type=int, default=1, help="processes of this machine (default: 1)")
+    curate.add_argument("--runner", metavar="NAME", default="FnApiRunner", help="of Beam (default: FnApiRunner, this "
+                        "machine); its options follow a --, e.g. --runner DataflowRunner -- --project=NAME")
+    curate.add_argument("--strict", action="store_true", help="exit with status 1 if a record could not be read")
+    curate.add_argument("options", metavar="OPTIONS", nargs="*", help=argparse.SUPPRESS)
+    curate.set_defaults(command=_curate)
 
 
 def _model_arguments(parser) -> None:
@@ -161,6 +188,11 @@ def _run_stages(arguments) -> int:
     if any(hasattr(stage, "start_from") for stage in chosen.stages) and not arguments.stage:
         print(f"talk to it: jaxgpt chat {shlex.quote(str(workdir))}")
     return 0
+
+
+def _curate(arguments) -> int:
+    from jaxgpt.curation.command import curate
+    return curate(arguments, arguments.words)
 
 
 def _plan(arguments) -> int:

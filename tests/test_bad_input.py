@@ -81,8 +81,8 @@ def fresh(tiny_data, tmp_path):
 
 @pytest.mark.parametrize("content, message", [
     (None, "corpus.txt: no such file (looked from "),
-    (b"", "stage 'curate': the corpus is empty after the step 'gathered'"),
-    (b"short\n\nof words\n", "stage 'curate': the corpus is empty after the step 'short documents dropped'"),
+    (b"", "stage 'curate': the corpus is empty after the step 'read'"),
+    (b"one document\n", "stage 'curate': the split leaves no document for '"),
     (b"fine\nnot \xff fine\n", "corpus.txt, line 2: byte 4 (0xff) is not UTF-8"),
 ])
 def test_a_missing_empty_or_malformed_corpus(fresh, tiny_data, capsys, content, message):

@@ -17,7 +17,8 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train_step", "decode_step", "loader", "tokenizer", "collectives", "import_memory"])
+@pytest.mark.parametrize("script", ["train_step", "decode_step", "loader", "tokenizer", "collectives", "curation",
+                                    "import_memory"])
 def test_a_benchmark_runs_and_prints_its_table(script):
     done = run(f"{script}.py", "--smoke")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -31,6 +32,7 @@ def test_a_benchmark_runs_and_prints_its_table(script):
     ("train_step.py", ["--nanogpt", "no/such/folder"], "--nanogpt no/such/folder: no model.py in it"),
     ("tokenizer.py", ["--text", "no/such/file"], "--text no/such/file: no such file"),
     ("decode_step.py", ["--tokens", "1"], "--tokens 1: at least 2"),
+    ("curation.py", ["--data", "no/such/folder"], "--data no/such/folder: no text/peps.tar.gz in it"),
 ])
 def test_what_is_missing_is_one_sentence(script, arguments, says):
     done = run(script, *arguments)

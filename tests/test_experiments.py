@@ -45,7 +45,7 @@ def shrunk(stage, corpus: Path):
     loop = lambda stage: dataclasses.replace(stage.loop, log_every=1, eval_every=2, save_every=2)  # noqa: E731
     if isinstance(stage, Curate):
         source = DOCS if isinstance(stage.source, PythonDocs) else TextFiles(str(corpus), separator="\n\n")
-        split = {} if isinstance(stage.source, PythonDocs) else {"split": "hash", "min_characters": 1}
+        split = {} if isinstance(stage.source, PythonDocs) else {"split": "hash", "steps": ()}
         return dataclasses.replace(stage, source=source, val_fraction=0.2, **split)
     if isinstance(stage, TrainTokenizer):
         return dataclasses.replace(stage, vocab_size=min(stage.vocab_size, VOCAB))

@@ -74,8 +74,7 @@ def experiment(corpus: Path, *, steps: int = 20, sft_steps: int = 20, grpo_steps
     rl = {"prompts": 8, "rollouts": 4, "prompt_tokens": 16, "max_new_tokens": 4, "val_problems": 8,
           "optim": ADAMW, "loop": dataclasses.replace(loop, eval_every=4), **grpo}
     return Experiment(name="tiny", rules=rules, stages=(
-        Curate(source=TextFiles(str(corpus), separator="\n\n"), min_characters=10, repeated_paragraph=None,
-               near_duplicate_threshold=None, val_fraction=0.2),
+        Curate(source=TextFiles(str(corpus), separator="\n\n"), steps=(), val_fraction=0.2),
         TrainTokenizer(vocab_size=VOCAB),
         Tokenize(),
         Pretrain(model=MODEL, optim=optim, tokens=steps * 8 * 32, batch=8, loop=loop, prompts=("river", ""),

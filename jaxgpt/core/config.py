@@ -71,18 +71,19 @@ def override(settings, path: str, text: str):
         raise UserError(f"--set {path}={text}: {error}") from error
 
 
-def _set(settings, names: list[str], text: str, path: str):
+def _set(settings, names: list[str], text: str, path: str, kind: str = "step"):
+    """`kind`: what the items of a tuple are called, in the singular."""
     name, rest = names[0], names[1:]
     if isinstance(settings, dict):
         if name not in settings:
             raise UserError(f"--set {path}: {_no_such(name, 'key', list(settings))}")
         old, annotation = settings[name], type(settings[name])
-    elif isinstance(settings, tuple) and all(hasattr(item, "name") for item in settings):  # stages, by name
+    elif _has_names(settings) or settings == ():  # such as stages, by name
         index = {item.name: i for i, item in enumerate(settings)}
         if name not in index:
-            raise UserError(f"--set {path}: {_no_such(name, 'stage', list(index))}")
+            raise UserError(f"--set {path}: {_no_such(name, kind, list(index))}")
         if not rest:
-            raise UserError(f"--set {path}: '{name}' is a stage; name one of its fields, as in {path}.FIELD=VALUE")
+            raise UserError(f"--set {path}: '{name}' is a {kind}; name one of its fields, as in {path}.FIELD=VALUE")
         new = _set(settings[index[name]], rest, text, path)
         return settings[:index[name]] + (new,) + settings[index[name] + 1:]
     elif dataclasses.is_dataclass(settings):
@@ -95,10 +96,14 @@ def _set(settings, names: list[str], text: str, path: str):
     else:
         raise UserError(f"--set {path}: {type(settings).__name__} has no fields, so '.{name}' leads nowhere")
     if rest:
-        new = _set(old, rest, text, path)
+        new = _set(old, rest, text, path, name.removesuffix("s"))
     elif dataclasses.is_dataclass(old):
         inner = ", ".join(field.name for field in dataclasses.fields(old))
         raise UserError(f"--set {path}: '{name}' is a {type(old).__name__}; name one of its fields: {inner}")
+    elif _has_names(old):
+        inner = ", ".join(item.name for item in old)
+        raise UserError(f"--set {path}: '{name}' are several; name one and its field, as in {path}.{old[0].name}.FIELD="
+                        f"VALUE; there are: {inner}")
     else:
         new = parse(text, annotation)
     return {**settings, name: new} if isinstance(settings, dict) else dataclasses.replace(settings, **{name: new})
@@ -109,13 +114,17 @@ def _set_stage(experiment, names: list[str], text: str, path: str):
         own = [field.name for field in dataclasses.fields(experiment) if field.name != "stages"]
         valid = [stage.name for stage in experiment.stages] + own
         raise UserError(f"--set {path}: {_no_such(names[0], 'stage or field of the experiment', valid)}")
-    return _set(experiment.stages, names, text, path)
+    return _set(experiment.stages, names, text, path, "stage")
+
+
+def _has_names(value) -> bool:
+    return isinstance(value, tuple) and value != () and all(hasattr(item, "name") for item in value)
 
 
 def _no_such(name: str, kind: str, valid: list[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"no {kind} is called '{name}'; {hint}valid: {', '.join(valid)}"
+    return f"no {kind} is called '{name}'; {hint}valid: {', '.join(valid) or 'none, there is no ' + kind}"
 
 
 def parse(text: str, annotation):
@@ -221,8 +230,9 @@ def from_json(cls, value: dict):
         raise UserError(f"{cls.__name__}: {error}") from error
 
 
-# How a model is computed, not what it is, by class: such a field may change between a run and its resumption.
-HARDWARE = {"Config": ("attention", "remat", "unroll", "loss_chunk")}
+# How a thing is computed, not what it is, by class: such a field may change between a run and its resumption.
+HARDWARE = {"Config": ("attention", "remat", "unroll", "loss_chunk"), "Curate": ("runner", "workers"),
+            "Pretrain": ("workers",)}
 
 
 def first_difference(old, new, path: str = "") -> str | None:

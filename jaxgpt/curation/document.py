@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 Value = str | int | float | None
@@ -74,6 +74,16 @@ class Drop:
 
     reason: str
     value: Value = None
+
+
+class Source(Protocol):
+    """Where documents come from: a frozen dataclass that can be pickled, since other processes read its files."""
+
+    def files(self, cache_dir: str) -> list[str]:
+        """Its input files, sorted; where they have to be made or downloaded first, that goes to the folder `cache_dir`."""
+
+    def read(self, path: str) -> Iterator[Document | Drop]:
+        """What each record of one of them is, in order; a `Drop` for one that is no document or cannot be read."""
 
 
 class Step(Protocol):
@@ -143,7 +153,7 @@ class Verdict:
 
 
 class Search(Protocol):
-    """All documents at once: a search for duplicates. It sees ids and hashes, never texts.
+    """All documents at once: a search for duplicates. It groups ids and hashes, never texts.
 
     Attributes:
       name: in reports and overrides; unique within a recipe.
@@ -154,9 +164,9 @@ class Search(Protocol):
     def fingerprints(self, document: Document) -> Iterable[Fingerprint]:
         """Of one document."""
 
-    def verdicts(self, fingerprints):
+    def verdicts(self, fingerprints, documents=None):
         """The Beam part: a PCollection of (Key, tuple of Fingerprints), one element a document, to a PCollection of
-        (part, Verdict)."""
+        (part, Verdict). `documents(part)` gives the documents of a part again, for a search that must compare some."""
 
     def apply(self, document: Document, verdict: Verdict | None) -> Document | Drop:
         """What the verdict (None where there is none) makes of the document."""

@@ -1,9 +1,9 @@
 """The embedded default corpus: a small web that is on every machine which can run jaxgpt.
 
-Three kinds of documents: the HTML pages that `pydoc` renders for the standard library, the topics of the language
-reference that come with it, and the docstrings of the packages jaxgpt stands on. About 9 MB of English that explains
-Python and arrays once repeats are dropped, under the licences of Python and of those packages; it is read where it is
-and never copied into the project.
+Three kinds of pages: those that `pydoc` renders for the standard library, the topics of the language reference that
+come with it, and the docstrings of the packages jaxgpt stands on. About 9 MB of English that explains Python and arrays
+once repeats are dropped, under the licences of Python and of those packages; it is read where it is and never copied
+into the project. The pages are written as WARC files, so that they go the way that pages of the web go.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import write_json
-from jaxgpt.curation.document import Document, document
-from jaxgpt.curation.extract import text_of, tidy
+from jaxgpt.curation.document import Document, Drop, document
+from jaxgpt.curation.files import is_remote
+from jaxgpt.curation.warc import Warc, write_warc
 
 # Modules that import quietly on every system: no window, no test suite, nothing that later Pythons have removed.
 MODULES = tuple("""
@@ -55,6 +58,8 @@ MODULES = tuple("""
 PACKAGES = (
     "jax", "flax", "optax", "orbax", "numpy", "tiktoken", "grain", "tensorflow_datasets", "array_record", "etils",
     "absl")
+FILES = 8  # so many workers can share the pages
+DATE = "2000-01-01T00:00:00Z"  # the same bytes on every day
 FORBIDDEN = ("__main__", "antigravity", "idlelib", "test", "this", "tkinter", "turtle", "turtledemo")
 
 
@@ -81,28 +86,40 @@ class PythonDocs:
             if name.split(".")[0] in FORBIDDEN:
                 raise ValueError(f"modules: importing '{name}' has side effects; leave it out")
 
-    def documents(self, cache_dir: str | os.PathLike) -> Iterator[Document]:
-        """Renders the pages into `cache_dir` (pages.jsonl, skipped.json) and yields their text.
+    def files(self, cache_dir: str | os.PathLike) -> list[str]:
+        """Renders the pages and writes them into `cache_dir`: WARC files, and skipped.json for what could not be had.
 
         Raises:
-          UserError: the rendering fails.
+          UserError: the rendering fails, or the folder is not of this machine.
         """
-        kept, skipped = [], {}
-        for record in self._render(Path(cache_dir)):
+        if is_remote(str(cache_dir)):
+            raise UserError(f"PythonDocs: its pages are made on this machine; {cache_dir} must be a folder of it")
+        folder, pages, skipped = Path(cache_dir), [], {}
+        for record in self._render(folder):
             if record["kind"] == "skipped":
                 skipped[record["name"]] = record["reason"]
-                continue
-            text = text_of(record["content"]) if record["kind"] == "page" else tidy(record["content"])
-            source = {"page": "python/pydoc", "topic": "python/topics"}.get(record["kind"])
-            if text:
-                kept.append(document(text, source or record["name"].split(".")[0] + "/docstrings"))
-        write_json(Path(cache_dir) / "skipped.json", skipped)
-        yield from thin(kept, int(self.max_megabytes * 1e6))
+            else:
+                url = address(record["kind"], record["name"])
+                pages.append(document(record["html"], source_of(url), url=url, date=DATE, media_type="text/html"))
+        write_json(folder / "skipped.json", skipped)
+        shares: dict[int, list[Document]] = {}
+        for page in thin(pages, int(self.max_megabytes * 1e6)):
+            shares.setdefault(hashlib.sha256(page.url.encode()).digest()[0] % FILES, []).append(page)
+        for old in folder.glob("python-*.warc.gz"):
+            old.unlink()
+        for number, share in sorted(shares.items()):
+            write_warc(folder / f"python-{number}.warc.gz", share)
+        return [str(folder / f"python-{number}.warc.gz") for number in sorted(shares)]
+
+    def read(self, path: str) -> Iterator[Document | Drop]:
+        """Yields the pages of one of the files."""
+        for item in Warc(path).read(path):
+            yield item if isinstance(item, Drop) else dataclasses.replace(item, source=source_of(item.url))
 
     def _render(self, folder: Path) -> Iterator[dict]:
         """Runs _render.py in a fresh interpreter with an empty environment and reads what it wrote."""
         folder.mkdir(parents=True, exist_ok=True)
-        request, partial, pages = folder / "request.json", folder / ".pages.jsonl.partial", folder / "pages.jsonl"
+        request, partial = folder / "request.json", folder / ".pages.jsonl.partial"
         modules = MODULES if self.modules is None else self.modules
         write_json(request, {"modules": modules, "packages": self.packages, "topics": self.topics})
         # A fixed hash seed (which -I would ignore) and -P instead of -I: sets print in one order, and this folder's
@@ -114,27 +131,49 @@ class PythonDocs:
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         try:
             done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                  timeout=300)
+                                  timeout=900)
         except subprocess.TimeoutExpired as error:
-            raise UserError("PythonDocs: rendering the pages took more than 300 s") from error
+            raise UserError("PythonDocs: rendering the pages took more than 15 minutes") from error
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"PythonDocs: rendering the pages failed with status {done.returncode}: {last}")
-        os.replace(partial, pages)
-        with open(pages, encoding="utf-8") as file:
+        with open(partial, encoding="utf-8") as file:
             for line in file:
                 yield json.loads(line)
+        partial.unlink()
+
+
+def address(kind: str, name: str) -> str:
+    """The address of a page, on a host that cannot be (RFC 6761).
+
+    >>> address("pydoc", "json"), address("docstrings", "numpy.linalg")
+    ('https://python.invalid/pydoc/json.html', 'https://numpy.invalid/docstrings/numpy.linalg.html')
+    """
+    host = name.split(".")[0] if kind == "docstrings" else "python"
+    return f"https://{host}.invalid/{kind}/{quote(name)}.html"
+
+
+def source_of(url: str) -> str:
+    """What a page is counted under, by its address.
+
+    >>> source_of("https://numpy.invalid/docstrings/numpy.linalg.html")
+    'numpy/docstrings'
+    """
+    parts = urlsplit(url)
+    return f"{parts.netloc.removesuffix('.invalid')}/{parts.path.split('/')[1]}"
 
 
 def thin(documents: list[Document], max_bytes: int) -> list[Document]:
     """Keeps documents in the order of a hash of their ids until `max_bytes` are reached, then puts them back in order.
+
+    Tags of HTML do not count.
 
     >>> [d.text for d in thin([document("aaaa", "s"), document("bb", "s"), document("cc", "s")], max_bytes=4)]
     ['bb', 'cc']
     """
     kept, total = set(), 0
     for item in sorted(documents, key=lambda item: hashlib.sha256(b"thin" + item.id.encode()).digest()):
-        size = len(item.text.encode("utf-8"))
+        size = len(re.sub(r"<[^<>]*>", "", item.text).encode("utf-8"))
         if total + size <= max_bytes:
             kept.add(item.id)
             total += size

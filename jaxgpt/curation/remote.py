@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import sha256, write_bytes
 from jaxgpt.curation.document import Document
+from jaxgpt.curation.files import is_remote
 from jaxgpt.curation.sources import TextFiles
 
 
@@ -33,13 +34,19 @@ class RemoteText:
     url: str
     sha256: str
 
-    def documents(self, cache_dir: str | os.PathLike) -> Iterator[Document]:
-        """Yields the file as one document.
+    def files(self, cache_dir: str | os.PathLike) -> list[str]:
+        """The file, where it was found or is now.
 
         Raises:
           UserError: it is neither there nor to be had, or is another file than the hash says.
         """
-        yield from TextFiles(str(self._find(Path(cache_dir)))).documents(cache_dir)
+        if is_remote(str(cache_dir)):
+            raise UserError(f"{self.path}: is downloaded to this machine; {cache_dir} must be a folder of it")
+        return [str(self._find(Path(cache_dir)))]
+
+    def read(self, path: str) -> Iterator[Document]:
+        """Yields the file as one document."""
+        yield from TextFiles(path).read(path)
 
     def _find(self, cache: Path) -> Path:
         folder = os.environ.get("JAXGPT_DATA")

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxgpt.core.experiment import Context, Stage
 from jaxgpt.curation.document import Document
-from jaxgpt.curation.sources import read_documents
+from jaxgpt.curation.pipeline import read_corpus
 from jaxgpt.data.shards import TokenDocument, write_shards
 from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer.tokenizer import TIKTOKEN_NAMES, Tokenizer
@@ -50,13 +50,13 @@ class TrainTokenizer(Stage):
         """
         folder = context.path(self.corpus, "documents")
         pattern = bpe.split_pattern(digits=self.digits)
-        texts = (item.text for item in read_documents(folder / "train.jsonl"))
+        texts = (item.text for item in read_corpus(folder, "train"))
         ranks = bpe.train(texts, self.vocab_size, pattern=pattern, trainer=self.trainer)
         tokenizer = Tokenizer(ranks, pattern=pattern, name=f"{context.experiment.name} {self.name}")
         path = tokenizer.save(context.directory)
-        held_out = [item.text for item in read_documents(folder / "val.jsonl")]
-        tokens = sum(map(len, tokenizer.encode_batch(held_out)))
-        bytes_per_token = sum(len(text.encode("utf-8")) for text in held_out) / tokens
+        held_out = [(size, len(tokens) - 1) for _, tokens, size in encode(tokenizer, read_corpus(folder, "val"))]
+        size, tokens = map(sum, zip(*held_out))
+        bytes_per_token = size / tokens
         context.log(f"{self.name}: {tokenizer.vocab_size:,} tokens, {bytes_per_token:.2f} bytes each on validation")
         return {"tokenizer": path.name, "fingerprint": tokenizer.fingerprint(), "vocab_size": tokenizer.vocab_size,
                 "val_bytes_per_token": round(bytes_per_token, 4)}
@@ -64,7 +64,7 @@ class TrainTokenizer(Stage):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenize(Stage):
-    """Both splits as token shards, and what a general compressor makes of the validation split.
+    """Both splits as token shards, shuffled, and what a general compressor makes of the validation split.
 
     Attributes:
       corpus: the stage that wrote the documents.
@@ -95,7 +95,7 @@ class Tokenize(Stage):
             tokenizer = Tokenizer.from_tiktoken(self.tokenizer)
         else:
             tokenizer = Tokenizer.load(context.path(self.tokenizer, "tokenizer"))
-        paths = {split: context.path(self.corpus, "documents") / f"{split}.jsonl" for split in SPLITS}
+        folder = context.path(self.corpus, "documents")
         total = context.output(self.corpus, "steps")
         progress = context.progress(sum(total[split]["documents"] for split in SPLITS), "documents", "tokenize")
 
@@ -107,8 +107,8 @@ class Tokenize(Stage):
 
         manifest = write_shards(
             context.directory / "shards",
-            {split: watched(encode(tokenizer, read_documents(path))) for split, path in paths.items()},
-            vocab_size=tokenizer.vocab_size, documents_per_shard=self.documents_per_shard,
+            {split: watched(encode(tokenizer, read_corpus(folder, split))) for split in SPLITS},
+            vocab_size=tokenizer.vocab_size, seed=context.seed, documents_per_shard=self.documents_per_shard,
             details={"bos": tokenizer.bos, "tokenizer": tokenizer.fingerprint(),
                      "corpus": context.output(self.corpus, "sha256")})
         progress.close()
@@ -119,7 +119,7 @@ class Tokenize(Stage):
             outputs[split] = {name: entry[name] for name in ("documents", "tokens", "bytes")}
             context.log(f"{self.name}: {split}: {entry['tokens']:,} tokens, {entry['bytes'] / 1e6:.2f} MB")
         if self.xz:
-            outputs["xz_bits_per_byte"] = xz_bits_per_byte(item.text for item in read_documents(paths["val"]))
+            outputs["xz_bits_per_byte"] = xz_bits_per_byte(item.text for item in read_corpus(folder, "val"))
             context.log(f"{self.name}: xz -9 needs {outputs['xz_bits_per_byte']:.4f} bits per byte on validation")
         return outputs
 

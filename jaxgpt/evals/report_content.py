@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxgpt.core.metrics import duration
+from jaxgpt.core.page import percent, size
 from jaxgpt.evals.plot import Bar, Reference, Series, smooth, thin
 from jaxgpt.evals.report_data import Run, StageRecord
-from jaxgpt.evals.report_numbers import about, interval, percent, size
+from jaxgpt.evals.report_numbers import about, interval
 
 SCORE_NOTE = "Right answers on held-out problems. All intervals are 95% Wilson intervals, in percent."
 SAMPLE_NOTE = "The same prompts, put to every stage. An ellipsis marks an answer cut at its limit."

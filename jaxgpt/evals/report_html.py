@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from html import escape
 
+from jaxgpt.core.page import definitions, html_table
+from jaxgpt.core.page import html_page as page
 from jaxgpt.evals import report_content as content
 from jaxgpt.evals.plot import bar_chart, line_chart, panels
 from jaxgpt.evals.report_data import Run, StageRecord
-from jaxgpt.evals.report_style import STYLE
 
 
 def html_page(run: Run) -> str:
@@ -23,14 +24,7 @@ def html_page(run: Run) -> str:
         _settings(run),
         _machine(run),
     )
-    title = escape(f"{run.name}: a run of jaxgpt")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return page(f"{run.name}: a run of jaxgpt", sections)
 
 
 def _head(run: Run) -> str:
@@ -57,7 +51,7 @@ def _stages(run: Run) -> str:
         return ""
     return (
         "<section><h2>Stages</h2>"
-        + table(content.STAGE_COLUMNS, content.stage_rows(run), numbers=4)
+        + html_table(content.STAGE_COLUMNS, content.stage_rows(run), numbers=4)
         + "</section>"
     )
 
@@ -82,7 +76,7 @@ def _scores(run: Run) -> str:
         return ""
     bars = [bar_chart(bars, title=task) for task, bars in content.score_groups(run)]
     bars = panels(bars, columns=2 if len(bars) in (1, 2, 4) else 3)
-    rows = table(content.SCORE_COLUMNS, content.score_rows(run), numbers=6, strong=2)
+    rows = html_table(content.SCORE_COLUMNS, content.score_rows(run), numbers=6, strong=2)
     told = "".join(
         f'<p class="note">{escape(note)}</p>'
         for note in (content.SCORE_NOTE, content.leak_sentence(run))
@@ -151,8 +145,8 @@ def _settings(run: Run) -> str:
 def _corpus(run: Run) -> str:
     if not run.corpus:
         return ""
-    steps = table(content.CORPUS_COLUMNS, content.corpus_rows(run), numbers=3)
-    sources = table(content.SOURCE_COLUMNS, content.source_rows(run), numbers=4)
+    steps = html_table(content.CORPUS_COLUMNS, content.corpus_rows(run), numbers=3)
+    sources = html_table(content.SOURCE_COLUMNS, content.source_rows(run), numbers=4)
     digests = f'<div class="below">{definitions(content.digests(run))}</div>'
     count = f"{len(content.source_rows(run))} of them"
     sources = f"<details><summary>Sources <span>{count}</span></summary>{sources}</details>"
@@ -164,39 +158,3 @@ def _machine(run: Run) -> str:
     half = (len(pairs) + 1) // 2
     columns = "".join(definitions(part) for part in (pairs[:half], pairs[half:]) if part)
     return f'<section><h2>The machine</h2><div class="pair">{columns}</div></section>'
-
-
-def definitions(pairs: list[tuple[str, str]]) -> str:
-    """Names and values in two columns."""
-    return (
-        "<dl>"
-        + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs)
-        + "</dl>"
-    )
-
-
-def table(
-    columns: tuple[str, ...], rows: list[tuple[str, ...]], *, numbers: int = 0, strong: int | None = None
-) -> str:
-    """A table; its last `numbers` columns are set right, a first cell like the one above is left blank."""
-    right = len(columns) - numbers
-
-    def style(column: int, again: bool = False) -> str:
-        names = ["number"] if column >= right else []
-        names += ["first"] if column == 0 else []
-        names += ["strong"] if column == strong else []
-        names += ["again"] if again and column == 0 else []
-        return f' class="{" ".join(names)}"' if names else ""
-
-    head = "".join(f"<th{style(i)}>{escape(name)}</th>" for i, name in enumerate(columns))
-    body, above = [], None
-    for row in rows:
-        again = row[0] == above
-        cells = "".join(
-            f"<td{style(i, again)}>{'' if again and i == 0 else escape(cell)}</td>"
-            for i, cell in enumerate(row)
-        )
-        body.append(f"<tr{' class=again' if again else ''}>{cells}</tr>")
-        above = row[0]
-    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="scroll">{whole}</div>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxgpt.core.page import cell, fence, markdown_table
 from jaxgpt.evals import report_content as content
 from jaxgpt.evals.plot import sparkline
 from jaxgpt.evals.report_data import Run
@@ -23,44 +24,6 @@ def markdown_page(run: Run) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, numbers: int = 0) -> str:
-    """A pipe table; the last `numbers` columns are set to the right.
-
-    >>> print(table(("Stage", "Time"), [("sft", "3 s")], numbers=1))
-    | Stage | Time |
-    |---|---:|
-    | sft | 3 s |
-    """
-    rules = ["---"] * (len(columns) - numbers) + ["---:"] * numbers
-    lines = ["| " + " | ".join(map(cell, columns)) + " |", "|" + "|".join(rules) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in rows])
-
-
-def cell(text: str) -> str:
-    r"""Text that stays in its cell and means nothing to Markdown.
-
-    >>> cell("a|b\n*c* <i> [1]")
-    'a\\|b \\*c\\* \\<i> [1]'
-    """
-    for mark in ("\\", "`", "*", "_", "|", "<", "]("):
-        text = text.replace(mark, "\\" + mark)
-    return " ".join(text.split("\n"))
-
-
-def fence(text: str) -> str:
-    """A block of code that `text` cannot end, whatever backticks it holds.
-
-    >>> print(fence("as it is"))
-    ```text
-    as it is
-    ```
-    """
-    ticks = "```"
-    while ticks in text:
-        ticks += "`"
-    return f"{ticks}text\n{text}\n{ticks}"
-
-
 def _head(run: Run) -> str:
     tiles = [
         f"- **{cell(h.value)}** {cell(h.label)}" + (f" ({cell(h.note)})" if h.note else "")
@@ -76,7 +39,7 @@ def _head(run: Run) -> str:
 
 def _stages(run: Run) -> str:
     return _section(
-        "Stages", table(content.STAGE_COLUMNS, content.stage_rows(run), numbers=4) if run.stages else ""
+        "Stages", markdown_table(content.STAGE_COLUMNS, content.stage_rows(run), numbers=4) if run.stages else ""
     )
 
 
@@ -94,13 +57,13 @@ def _curves(run: Run) -> str:
                 (chart.title, chart.reference.label, "", "", f"{chart.reference.value:.4g}", chart.y_label)
             )
     columns = ("Curve", "Line", "Course", "First", "Last", "Unit")
-    return _section("Curves", table(columns, rows) if rows else "")
+    return _section("Curves", markdown_table(columns, rows) if rows else "")
 
 
 def _scores(run: Run) -> str:
     if not run.scores:
         return ""
-    parts = [content.SCORE_NOTE, table(content.SCORE_COLUMNS, content.score_rows(run), numbers=6)]
+    parts = [content.SCORE_NOTE, markdown_table(content.SCORE_COLUMNS, content.score_rows(run), numbers=6)]
     leak = content.leak_sentence(run)
     return _section("Scores", "\n\n".join(parts + ([cell(leak)] if leak else [])))
 
@@ -129,8 +92,8 @@ def _snapshots(run: Run) -> str:
 def _corpus(run: Run) -> str:
     if not run.corpus:
         return ""
-    steps = table(content.CORPUS_COLUMNS, content.corpus_rows(run), numbers=3)
-    sources = table(content.SOURCE_COLUMNS, content.source_rows(run), numbers=4)
+    steps = markdown_table(content.CORPUS_COLUMNS, content.corpus_rows(run), numbers=3)
+    sources = markdown_table(content.SOURCE_COLUMNS, content.source_rows(run), numbers=4)
     return _section("The corpus", "\n\n".join((steps, sources, _list(content.digests(run)))))
 
 

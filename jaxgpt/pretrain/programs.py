@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -17,7 +18,9 @@ from jaxgpt.core.experiment import Context, Stage
 from jaxgpt.core.files import write_text
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
-from jaxgpt.data.loader import batches, evaluation_batches
+from jaxgpt.data.dataset import PACKINGS
+from jaxgpt.data.loader import evaluation_batches, mixed_batches
+from jaxgpt.data.mixture import Mixture, Phase
 from jaxgpt.inference.generate import generate
 from jaxgpt.inference.generate import programs as generation_programs
 from jaxgpt.model import losses, transformer
@@ -42,7 +45,9 @@ class Pretrain(Stage):
       sample_tokens: how far.
       attend_across: whether a document sees those before it in its row, as in GPT-2, nanoGPT and llm.c; on a GPU only
         then attention is cuDNN's.
-      data: the stage that made the token shards.
+      data: the stage that made the token shards, or a `Mixture` of several.
+      packing: "concat" cuts the stream of all documents into rows; "best_fit" keeps documents whole where they fit.
+      workers: processes on each host that make batches; 0 for a thread, which is enough for 20 million tokens a second.
     """
 
     name: str = "pretrain"
@@ -57,9 +62,15 @@ class Pretrain(Stage):
     prompts: tuple[str, ...] = ()
     sample_tokens: int = 48
     attend_across: bool = False
-    data: str = "tokenize"
+    data: str | Mixture = "tokenize"
+    packing: str = "concat"
+    workers: int = 0
 
     def __post_init__(self):
+        if self.packing not in PACKINGS:
+            raise ValueError(f"packing: must be one of {', '.join(map(repr, PACKINGS))}, not {self.packing!r}")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers}: at least 0")
         if self.length is not None and self.length < 1:
             raise ValueError(f"length={self.length}: at least 1, or None for the model's context")
         if self.T > self.model.context:
@@ -79,8 +90,13 @@ class Pretrain(Stage):
     def steps(self) -> int:
         return self.tokens // (self.batch * self.T)
 
+    @property
+    def mixture(self) -> Mixture:
+        """What is trained on: one dataset is a mixture too."""
+        return self.data if isinstance(self.data, Mixture) else Mixture((Phase(((self.data, 1),)),))
+
     def inputs(self) -> tuple[str, ...]:
-        return (self.data,)
+        return self.mixture.names
 
     def trainable(self, context: Context) -> Trainable:
         """The jitted step and the shapes it takes."""
@@ -108,23 +124,28 @@ class Pretrain(Stage):
                 "evaluate": (evaluate, (params, batch, table)), **found}
 
     def run(self, context: Context) -> dict:
-        shards, folder = context.path(self.data, "shards"), context.path(self.data, "tokenizer")
-        tokenizer = Tokenizer.load(folder)
+        folder = common_tokenizer(context, self.inputs())
+        tokenizer, shards = Tokenizer.load(folder), {name: context.path(name, "shards") for name in self.inputs()}
         check_fits(self.model, tokenizer, self.T)
         trainable = self.trainable(context)
         mine = sharding.rows_here(self.batch, sharding.batch_sharding(context.mesh, context.rules))
 
         def train_batches(start: int):
-            rows = batches(shards, "train", batch=self.batch, length=self.T, seed=context.seed, start_step=start,
-                           mine=mine)
+            rows = opened.enter_context(contextlib.closing(mixed_batches(
+                shards, self.mixture, "train", steps=self.steps, batch=self.batch, length=self.T, seed=context.seed,
+                start_step=start, mine=mine, packing=self.packing, workers=self.workers)))
             return lambda state: (self._seen(next(rows)), {})
 
+        def measure(params, name: str) -> dict:
+            rows = map(self._seen, evaluation_batches(shards[name], "val", batch=self.batch, length=self.T, mine=mine))
+            return validation(params, rows, config=self.model, token_bytes=tokenizer.token_bytes(), mesh=context.mesh,
+                              rules=context.rules)
+
         def evaluate(state, step: int) -> dict:
-            rows = map(self._seen, evaluation_batches(shards, "val", batch=self.batch, length=self.T, mine=mine))
-            found = validation(state.params, rows, config=self.model, token_bytes=tokenizer.token_bytes(),
-                               mesh=context.mesh, rules=context.rules)
+            found = by_dataset({name: measure(state.params, name) for name in self.inputs()})
             context.log(f"{self.name}: step {step:,}: validation {found['val_loss']:.4f} nats per token, "
-                        f"{found['val_bpb']:.4f} bits per byte")
+                        f"{found['val_bpb']:.4f} bits per byte" + "".join(
+                            f", {found[f'val_bpb/{name}']:.4f} on {name}" for name in self.inputs()[1:]))
             samples = continuations(state.params, self.model, tokenizer, self.prompts, self.sample_tokens,
                                     context.rng("samples"))
             if distributed.is_main():
@@ -132,9 +153,38 @@ class Pretrain(Stage):
             return found
 
         create = functools.partial(trainable.create, context.rng("init"))
-        _, outputs = fit(context, trainable, create, loop=self.loop, batches=train_batches, steps=self.steps,
-                         tokens_per_step=self.batch * self.T, length=self.T, tokenizer=folder, evaluate=evaluate)
+        with contextlib.ExitStack() as opened:
+            _, outputs = fit(context, trainable, create, loop=self.loop, batches=train_batches, steps=self.steps,
+                             tokens_per_step=self.batch * self.T, length=self.T, tokenizer=folder, evaluate=evaluate)
         return outputs
+
+
+def common_tokenizer(context: Context, names: tuple[str, ...]) -> Path:
+    """The folder of the tokenizer that all of these stages used.
+
+    Raises:
+      UserError: they used different ones.
+    """
+    prints = {name: context.output(name, "tokenizer_fingerprint") for name in names}
+    for name in names[1:]:
+        if prints[name] != prints[names[0]]:
+            raise UserError(f"stage '{context.stage.name}': '{names[0]}' and '{name}' have different tokenizers, so "
+                            "their tokens cannot be mixed; give both stages the same tokenizer=")
+    return context.path(names[0], "tokenizer")
+
+
+def by_dataset(found: dict[str, dict]) -> dict:
+    """Metrics of several datasets in one dict: those of the first by their names, those of each as NAME/DATASET.
+
+    >>> by_dataset({"web": {"val_loss": 2.0}, "math": {"val_loss": 1.0}})
+    {'val_loss': 2.0, 'val_loss/web': 2.0, 'val_loss/math': 1.0}
+    >>> by_dataset({"web": {"val_loss": 2.0}})
+    {'val_loss': 2.0}
+    """
+    first = next(iter(found.values()))
+    if len(found) == 1:
+        return first
+    return {**first, **{f"{key}/{name}": value for name, metrics in found.items() for key, value in metrics.items()}}
 
 
 def continuations(params, config: transformer.Config, tokenizer: Tokenizer, prompts: tuple[str, ...], tokens: int,

@@ -117,8 +117,8 @@ class Ours:
 
 def read(workdir: str, split: str) -> str:
     """The text of a split as our pipeline divided it."""
-    lines = (Path(workdir) / "curate" / "documents" / f"{split}.jsonl").read_text().splitlines()
-    return "".join(json.loads(line)["text"] for line in lines)
+    from jaxgpt.curation.pipeline import read_corpus
+    return "".join(item.text for item in read_corpus(Path(workdir) / "curate", split))
 
 
 # --- a worker process for each side ----------------------------------------------------------------------------------

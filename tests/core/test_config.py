@@ -20,6 +20,17 @@ class Train(Stage):
     mixture: dict[str, float] = dataclasses.field(default_factory=lambda: {"x": 1.0})
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    name: str
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    parts: tuple[Part, ...] = ()
+
+
 EXPERIMENT = Experiment(name="tiny", stages=(Train(), Train(name="again")))
 
 
@@ -62,6 +73,22 @@ def test_override_refuses_with_the_valid_choices(path, text, message):
     with pytest.raises(UserError) as error:
         config.override(EXPERIMENT, path, text)
     assert message in str(error.value)
+
+
+def test_a_tuple_of_named_things_goes_by_their_names():
+    mixture = (Part("one", 1), Part("two", 2))
+    assert config.override(mixture, "two.weight", "3") == (Part("one", 1), Part("two", 3))
+    for path, message in (("three.weight", "--set three.weight: no step is called 'three'; valid: one, two"),
+                          ("two", "--set two: 'two' is a step; name one of its fields, as in two.FIELD=VALUE")):
+        with pytest.raises(UserError) as error:
+            config.override(mixture, path, "3")
+        assert str(error.value) == message
+    with pytest.raises(UserError, match="no step is called 'one'; valid: none, there is no step"):
+        config.override((), "one.weight", "3")
+    with pytest.raises(UserError, match="'parts' are several; name one and its field, as in parts.one.FIELD=VALUE"):
+        config.override(Whole(mixture), "parts", "3")
+    with pytest.raises(UserError, match="no part is called 'three'"):
+        config.override(Whole(mixture), "parts.three.weight", "3")
 
 
 def test_json_round_trip():

@@ -1,12 +1,14 @@
 """Packing: by hand, and for any documents and conversations."""
 
+import bisect
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxgpt.core.errors import UserError
-from jaxgpt.data.packing import empty_row, fit, pack, pieces_between, row_of_conversations, row_of_pieces, stack
+from jaxgpt.data.packing import best_fit, empty_row, fit, pack, row_of_conversations, row_of_pieces, stack
 
 
 def values(row):
@@ -36,15 +38,33 @@ def test_padding_is_segment_zero_and_counts_for_nothing():
     assert stack([empty_row(4)] * 3)["tokens"].shape == (3, 4)
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.data())
-def test_pieces_are_the_stream(lengths, data):
-    ends = np.cumsum(lengths)
-    start = data.draw(st.integers(0, int(ends[-1]) - 1))
-    stop = data.draw(st.integers(start + 1, int(ends[-1])))
-    stream = [(document, place) for document, length in enumerate(lengths) for place in range(length)]
-    found = [(document, place) for document, begin, end in pieces_between(ends, start, stop)
-             for place in range(begin, end)]
-    assert found == stream[start:stop]
+def one_by_one(lengths, capacity):
+    """Best fit decreasing, an item at a time."""
+    bins, rooms = [], []
+    for item in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
+        place = bisect.bisect_left(rooms, (lengths[item], -1))
+        if place == len(rooms):
+            bins.append([])
+        room, number = rooms.pop(place) if place < len(rooms) else (capacity, len(bins) - 1)
+        bins[number].append(item)
+        bisect.insort(rooms, (room - lengths[item], number))
+    return bins
+
+
+@given(st.integers(1, 40).flatmap(lambda capacity: st.tuples(
+    st.just(capacity), st.lists(st.integers(1, capacity) | st.integers(1, min(3, capacity)), max_size=80))))
+def test_fit_by_length_is_fit_one_by_one(case):
+    capacity, lengths = case
+    expected = one_by_one(lengths, capacity)
+    assert fit(lengths, capacity) == expected
+    bins = best_fit(np.array(lengths), capacity).tolist()
+    assert all(bins[item] == number for number, members in enumerate(expected) for item in members)
+
+
+def test_fit_refuses_what_fits_no_bin():
+    for lengths, item in (([3, 9, 2], 1), ([3, 2, 0], 2)):
+        with pytest.raises(ValueError, match=f"item {item} has {lengths[item]}; an item has from 1 to the capacity 8"):
+            fit(lengths, 8)
 
 
 @given(st.lists(st.integers(1, 50), max_size=60))

@@ -9,11 +9,12 @@ import pytest
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Experiment, Stage
+from jaxgpt.core.page import fence
 from jaxgpt.evals import report_content as content
 from jaxgpt.evals.report import Report
 from jaxgpt.evals.report_data import collect, git_commit
 from jaxgpt.evals.report_html import html_page
-from jaxgpt.evals.report_markdown import fence, markdown_page
+from jaxgpt.evals.report_markdown import markdown_page
 
 VOID = {"meta", "br", "line", "rect", "circle", "polyline", "img", "input", "hr", "link"}
 

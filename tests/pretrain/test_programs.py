@@ -7,15 +7,20 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 
 from jaxgpt.core import sharding
-from jaxgpt.core.config import from_json
+from jaxgpt.core.config import first_difference, from_json, to_json
 from jaxgpt.core.errors import UserError
+from jaxgpt.core.experiment import identity
 from jaxgpt.core.files import read_json
+from jaxgpt.core.loop import Loop
 from jaxgpt.core.metrics import TIMED, read_metrics
 from jaxgpt.data.loader import batches
+from jaxgpt.data.mixture import Mixture, Phase
+from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.inference import generate
 from jaxgpt.inference.load import load
 from jaxgpt.model import transformer
@@ -118,7 +123,58 @@ def test_naming_programs_reads_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def mixed(corpus):
+    """The tiny experiment with its tokens twice, under two names, and a base model that is trained on both."""
+    chosen = tiny.experiment(corpus)
+    mixture = Mixture((Phase((("tokenize", 0.7), ("again", 0.3)), until=0.5), Phase((("again", 1),))))
+    loop = Loop(log_every=1, eval_every=4, save_every=4, keep=9)
+    base = dataclasses.replace(chosen.stage("pretrain"), tokens=8 * 8 * 32, data=mixture, packing="best_fit",
+                               prompts=(), loop=loop)
+    return dataclasses.replace(chosen, stages=(*chosen.stages[:3], Tokenize(name="again", xz=False), base))
+
+
+def test_a_mixture_packed_by_best_fit_resumes_to_the_bit(tiny_data, tmp_path):
+    corpus, workdir = tiny_data
+    whole, chosen = shutil.copytree(workdir, tmp_path / "whole"), mixed(corpus)
+    assert chosen.stage("pretrain").inputs() == ("tokenize", "again")
+    tiny.run_stages(chosen, ("again", "pretrain"), whole)
+    part = shutil.copytree(whole, tmp_path / "part", ignore=shutil.ignore_patterns("pretrain"))
+    shutil.copytree(whole / "pretrain" / "checkpoints" / "4", part / "pretrain" / "checkpoints" / "4")
+    tiny.run_stages(chosen, ("pretrain",), part)
+    found, expected = tiny.params_of(part, "pretrain", 8), tiny.params_of(whole, "pretrain", 8)
+    assert any((found[name] != tiny.params_of(whole, "pretrain", 4)[name]).any() for name in found)
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    for key in ("val_loss", "val_bpb"):
+        values = tiny.losses(whole, "pretrain", key)
+        assert list(values) == [0, 4, 8] and values[8] < values[0]
+        for name in ("tokenize", "again"):  # the same text
+            assert tiny.losses(whole, "pretrain", f"{key}/{name}") == values
+
+
+def test_datasets_of_different_tokenizers_are_not_mixed(tiny_data, tmp_path):
+    corpus, workdir = tiny_data
+    work, chosen = shutil.copytree(workdir, tmp_path / "work"), mixed(corpus)
+    other = TrainTokenizer(name="other", vocab_size=tiny.VOCAB - 1)
+    again = Tokenize(name="again", tokenizer="other", xz=False)
+    chosen = dataclasses.replace(chosen, stages=(*chosen.stages[:3], other, again, chosen.stage("pretrain")))
+    tiny.run_stages(chosen, ("other", "again"), work)
+    with pytest.raises(UserError, match="stage 'pretrain': 'tokenize' and 'again' have different tokenizers"):
+        tiny.run_stages(chosen, ("pretrain",), work)
+
+
+def test_the_number_of_workers_may_change_between_a_run_and_its_resumption(tmp_path):
+    chosen = mixed(tmp_path / "corpus.txt")
+    before = {"seed": chosen.seed, "settings": to_json(chosen.stage("pretrain"))}
+    after = identity(chosen, dataclasses.replace(chosen.stage("pretrain"), workers=2))
+    assert first_difference(before, after) is None
+    other = identity(chosen, dataclasses.replace(chosen.stage("pretrain"), packing="concat"))
+    assert "packing is 'best_fit' there and 'concat' here" in first_difference(before, other)
+
+
 @pytest.mark.parametrize("settings, message", [
+    ({"packing": "first_fit"}, "packing: must be one of 'concat', 'best_fit', not 'first_fit'"),
+    ({"workers": -1}, "workers=-1: at least 0"),
     ({"tokens": 255}, "tokens=255: fewer than one step of 8 x 32"),
     ({"length": 33}, "length=33: longer than the 32 positions"),
     ({"length": 0}, "length=0: at least 1"),

@@ -1,4 +1,4 @@
-"""The look of the report: one style sheet, light and dark, from a telephone to a wide screen."""
+"""The look of every report: one style sheet, light and dark, from a telephone to a wide screen."""
 
 STYLE = """
 :root {

@@ -1,0 +1,144 @@
+"""The command `jaxgpt curate`: files in, a corpus and its funnel out."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+
+from jaxgpt.core import config
+from jaxgpt.core.errors import UserError
+from jaxgpt.core.files import cannot_write
+from jaxgpt.core.metrics import Progress
+from jaxgpt.curation import funnel, store
+from jaxgpt.curation.control import Halted
+from jaxgpt.curation.funnel_html import write_reports
+from jaxgpt.curation.pipeline import run_pipeline
+from jaxgpt.curation.recipe import fineweb
+from jaxgpt.curation.sources import source_for
+from jaxgpt.curation.split import Split
+
+
+class Terminal:
+    """Speaks on standard error, and hears SIGTERM and Ctrl-C."""
+
+    def __init__(self):
+        self._progress, self._stop = Progress(0, "", ""), False
+
+    def log(self, text: str) -> None:
+        """A line."""
+        self._progress.log(text)
+
+    def progress(self, total: int, unit: str, label: str) -> Progress:
+        """A line of progress."""
+        self._progress = Progress(total, unit, label)
+        return self._progress
+
+    def should_stop(self) -> bool:
+        """Whether a signal asked for a stop."""
+        return self._stop
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals ask for a clean stop; a second one ends the process at once."""
+        def ask(number, frame):
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+            with contextlib.suppress(RuntimeError):  # the signal may have interrupted a write to the same stream
+                self.log("stopping; what is complete is kept (once more to stop at once)")
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def curate(arguments, words: Sequence[str]) -> int:
+    """Runs the command; returns its exit status.
+
+    Args:
+      arguments: parsed by cli.py.
+      words: what was typed after `jaxgpt`, to be typed again.
+
+    Raises:
+      UserError: no such file, step, field or runner, and what run_pipeline raises.
+    """
+    steps = _steps(arguments)
+    split = _split(arguments.val_fraction)
+    inputs = arguments.input[0] if len(arguments.input) == 1 else tuple(arguments.input)
+    source, terminal, output = source_for(inputs, field=arguments.field), Terminal(), arguments.output
+    with _alone_in(output), terminal.listening():
+        try:
+            corpus = run_pipeline(source, steps, output, voice=terminal, split=split, runner=arguments.runner,
+                                  workers=arguments.workers, options=arguments.options)
+        except Halted:
+            print(f"stopped; what is complete is kept. To go on:\n  {shlex.join(['jaxgpt', *words])}", flush=True)
+            return 0
+    write_reports(corpus, output, title=os.path.basename(output.rstrip("/")) or output)
+    print(funnel.text_table(corpus))
+    print(f"documents: {store.join(output, corpus['documents'])}\nreport: {store.join(output, 'report.html')}")
+    unread = funnel.unread(corpus)
+    for sentence in unread:
+        print(sentence, file=sys.stderr)
+    return 1 if unread and arguments.strict else 0
+
+
+def _steps(arguments) -> tuple:
+    """The recipe: a file's or FineWeb's, without the steps that are not wanted, with the fields that are set."""
+    steps = _recipe(arguments.recipe) if arguments.recipe else fineweb()
+    names = [step.name for step in steps]
+    for name in arguments.without:
+        if name not in names:
+            raise UserError(f"--without {name}: no step is called that; valid: {', '.join(names)}")
+    steps = tuple(step for step in steps if step.name not in arguments.without)
+    for text in arguments.overrides:
+        path, equals, value = text.partition("=")
+        if not equals or "." not in path:
+            raise UserError(f"--set {text}: write STEP.FIELD=VALUE, as in --set gopher_quality.min_words=40")
+        steps = config.override(steps, path, value)
+    return steps
+
+
+def _recipe(path: str) -> tuple:
+    """The steps that a Python file's get_config() returns, or those of the first stage with steps in its experiment."""
+    found = config.load(path)
+    for stage in getattr(found, "stages", ()):
+        if isinstance(getattr(stage, "steps", None), tuple):
+            return stage.steps
+    if not isinstance(found, tuple) or not all(hasattr(step, "name") for step in found):
+        raise UserError(f"{path}: get_config() returns {type(found).__name__}; it should return a tuple of steps, or an "
+                        "Experiment with a Curate stage")
+    return found
+
+
+def _split(val_fraction: float) -> Split:
+    try:
+        return Split("hash", val_fraction)
+    except ValueError as error:
+        raise UserError(f"--val-fraction: {error}") from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Holds a local folder's lock, so that two runs never write into it."""
+    if not store.is_local(folder):
+        yield
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        file = open(os.path.join(folder, ".lock"), "w")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another run is working there; wait for it, or choose another --output") from error
+        yield
