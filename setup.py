@@ -14,6 +14,8 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "tiktoken>=0.14",
+        "tokenizers>=0.23",  # of imported models whose tokenizer is SentencePiece's
+        "jinja2>=3.1.6",  # their chat templates
         "tensorflow-datasets>=4.9.10",  # the format of the token shards; TensorFlow itself is not needed
         "array_record>=0.8.1",
         "grain>=0.2.18",
@@ -34,6 +36,8 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "datatrove==0.10.1", "spacy>=3.8", "fasteners", "warcio",
                  "tldextract", "pyahocorasick", "fasttext-numpy2-wheel"],
+        "reference": ["torch>=2.13", "transformers>=5.24"],  # what imported models are compared with, in tests
+        "hub": ["huggingface_hub>=1.0"],  # jaxgpt import NAME
         "serve": ["starlette", "uvicorn"],
         "metrics": ["tensorboardX", "wandb"],
         "cuda": ["jax[cuda13]"],

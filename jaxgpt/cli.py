@@ -1,4 +1,5 @@
-"""The command line: `jaxgpt run | curate | plan | chat | sample | tokenize`. Nothing heavy is imported before a command needs it."""
+"""The command line: `jaxgpt run | curate | plan | chat | sample | tokenize`, and those of `model_commands.py`. Nothing heavy
+is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jaxgpt
+from jaxgpt import model_commands
 from jaxgpt.core.errors import UserError
 
 
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     tokenize.add_argument("--tokenizer", metavar="NAME|DIR", default="gpt2",
                           help="one of tiktoken's encodings, or a folder or workdir with a tokenizer (default: gpt2)")
     tokenize.set_defaults(command=_tokenize)
+    model_commands.add(commands, _prepare_jax)
     return parser
 
 

@@ -19,10 +19,10 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 # A room imports from rooms on lower floors only.
 FLOORS = [("core",), ("tools", "tokenizer", "model"), ("curation",), ("data",), ("tasks", "inference"), ("evals",),
-          ("pretrain", "sft", "preference"), ("rl", "chat"), ("plan",), ("cli",)]
+          ("pretrain", "sft", "preference"), ("rl", "chat"), ("plan",), ("model_commands",), ("cli",)]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-HEAVY = {"tensorflow", "tensorflow_datasets", "grain", "array_record", "orbax", "tiktoken", "rustbpe", "tokenizers", "torch",
+HEAVY = {"tensorflow", "tensorflow_datasets", "grain", "array_record", "orbax", "tiktoken", "rustbpe", "tokenizers", "huggingface_hub", "torch",
          "transformers", "apache_beam", "pyarrow", "fsspec", "fastwarc", "resiliparse", "trafilatura", "py3langid", "starlette",
          "uvicorn", "wandb", "tensorboardX"}
 GONE = ("flax.nnx", "jax._src", "jax.experimental.pjit", "jax.experimental.maps")

@@ -28,7 +28,7 @@ def test_files_that_are_named_exist(path):
     assert (ROOT / path).is_file()
 
 
-COMMANDS = sorted({line for line in re.findall(r"jaxgpt (?:run|plan|chat|sample|tokenize) [^`'\n|]*", TEXT)
+COMMANDS = sorted({line for line in re.findall(r"jaxgpt (?:run|plan|chat|sample|tokenize|import|export|info) [^`'\n|]*", TEXT)
                    if "FILE" not in line})
 
 

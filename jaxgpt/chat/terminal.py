@@ -17,6 +17,7 @@ from jaxgpt.core.files import write_text
 from jaxgpt.inference.generate import generate, sampling_options, stream
 from jaxgpt.inference.load import Loaded
 from jaxgpt.tokenizer.conversation import Message, render_prompt
+from jaxgpt.tokenizer.template import render_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 HELP = """\
@@ -98,7 +99,10 @@ class Conversation:
         return "\n".join(f"{message['role']}: {message['content']}\n" for message in self.messages)
 
     def _prompt(self) -> list[int]:
-        return render_prompt(self.loaded.tokenizer, self.messages)
+        loaded = self.loaded
+        if loaded.template:
+            return render_template(loaded.template, loaded.tokenizer, self.messages)
+        return render_prompt(loaded.tokenizer, self.messages)
 
 
 def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

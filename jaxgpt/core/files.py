@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxgpt.core.errors import UserError
@@ -68,6 +69,27 @@ def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a folder to write into that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+      UserError: `path` is there already and not an empty folder, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: is there already; choose another folder, or remove it first")
+    partial = path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_space(path: str | os.PathLike, size: int) -> None:

@@ -13,6 +13,8 @@ from jaxgpt.core.config import from_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import MANIFEST, read_stage
 from jaxgpt.model import transformer
+from jaxgpt.tokenizer.hf import load as load_tokenizer
+from jaxgpt.tokenizer.template import Template, read_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -24,12 +26,14 @@ class Loaded:
       params, config: as every function of `model` and `inference` takes them.
       tokenizer: what turns text into the model's tokens.
       stage: the name of the stage that trained it.
+      template: how the tokens of a conversation are written, for a model from elsewhere; None for ours.
     """
 
     params: Any
     config: transformer.Config
     tokenizer: Tokenizer
     stage: str
+    template: Template | None = None
 
 
 def load(workdir: str | Path, stage: str | None = None) -> Loaded:
@@ -42,10 +46,23 @@ def load(workdir: str | Path, stage: str | None = None) -> Loaded:
     Raises:
       UserError: there is no such run or stage, it is not complete or trained no model, or a file of it is damaged.
     """
+    stage, config, outputs = find(workdir, stage)
+    folder = Path(workdir) / stage
+    abstract = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
+    if "params_dtype" in outputs:  # an imported model keeps the type of its files
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, outputs["params_dtype"]), abstract)
+    params = load_params(folder / outputs["checkpoint"], abstract, config=outputs["model"])
+    template = read_template(folder / outputs["folder"]) if "folder" in outputs else None
+    return Loaded(params, config, load_tokenizer(folder / outputs["tokenizer"]), stage, template)
+
+
+def find(workdir: str | Path, stage: str | None = None) -> tuple[str, transformer.Config, dict]:
+    """What `load` would load, without its weights: (stage, config, what the stage put out)."""
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such folder; give the workdir of a run, such as runs/quickstart")
-    complete = {path.parent.name: read_stage(path, (*MANIFEST, "finished")) for path in sorted(workdir.glob("*/manifest.json"))}
+    complete = {path.parent.name: read_stage(path, (*MANIFEST, "finished"))
+                for path in sorted(workdir.glob("*/manifest.json"))}
     trained = [name for name in _in_order(complete) if "checkpoint" in complete[name]["outputs"]]
     if not trained:
         raise UserError(f"{workdir}: no stage that trains a model is complete there; "
@@ -54,11 +71,8 @@ def load(workdir: str | Path, stage: str | None = None) -> Loaded:
     if stage not in trained:
         what = "trained no model" if stage in complete else "is not complete"
         raise UserError(f"{workdir}: stage '{stage}' {what}; stages with a model: {', '.join(trained)}")
-    outputs, folder = complete[stage]["outputs"], workdir / stage
-    config = from_json(transformer.Config, outputs["model"])
-    abstract = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
-    params = load_params(folder / outputs["checkpoint"], abstract, config=outputs["model"])
-    return Loaded(params, config, Tokenizer.load(folder / outputs["tokenizer"]), stage)
+    outputs = complete[stage]["outputs"]
+    return stage, from_json(transformer.Config, outputs["model"]), outputs
 
 
 def _in_order(manifests: dict[str, dict]) -> list[str]:

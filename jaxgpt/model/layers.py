@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgpt.core.sharding import parts, sequence_is_split
 from jaxgpt.core.shapes import check
@@ -97,7 +98,8 @@ def layer_norm(x: jax.Array, scale: jax.Array | None = None, bias: jax.Array | N
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0) -> jax.Array:
+def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0,
+           frequencies: jax.Array | np.ndarray | None = None) -> jax.Array:
     """Rotates each pair (x_i, x_{i + H/2}) of a head by the angle position · θ^(-2i/H).
 
     Source: Su et al. 2021, "RoFormer", equation 34; pairs lie half a head apart, as in Llama.
@@ -106,17 +108,45 @@ def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0) -> ja
       x: [B, T, N, H].
       positions: int [B, T].
       theta: the base θ of the wavelengths.
+      frequencies: [H/2], angles a position, in place of those of θ.
 
     Returns:
       [B, T, N, H].
     """
     check({"B T N H": {"x": x}, "B T": {"positions": positions}})
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1H = positions[:, :, None, None].astype(jnp.float32) * frequency
+    if frequencies is None:
+        frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1H = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def rope_frequencies(size: int, *, theta: float, factor: float, low: float, high: float, context: int) -> np.ndarray:
+    """Frequencies of rotary positions for a context longer than the one trained on: the slow ones are slowed further.
+
+        f_i = θ^(-2i/H),   n_i = context · f_i / 2π (turns within the original context)
+        f'_i = f_i · (s_i + (1 - s_i) / factor),   s_i = clip((n_i - low) / (high - low), 0, 1)
+
+    Source: the reference code of Llama 3.1 (2024); Grattafiori et al. 2024, section 3.4.2, has the training that goes
+    with it.
+
+    Args:
+      size: H, of a head.
+      theta, factor, low, high, context: as in the equation.
+
+    Returns:
+      float32 [H/2].
+
+    >>> rope_frequencies(4, theta=10_000.0, factor=8.0, low=1.0, high=4.0, context=8192).tolist()  # 1304 turns, and 13
+    [1.0, 0.009999999776482582]
+    >>> rope_frequencies(4, theta=1e8, factor=8.0, low=1.0, high=4.0, context=8192)[1] * 8e4  # 0.13 turns
+    np.float32(1.0)
+    """
+    plain = theta ** (-np.arange(0, size, 2) / size)
+    kept = np.clip((context * plain / (2 * np.pi) - low) / (high - low), 0, 1)
+    return (plain * (kept + (1 - kept) / factor)).astype(np.float32)
 
 
 def spread_kv_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:

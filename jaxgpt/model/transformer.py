@@ -14,8 +14,7 @@ The face of the model is pure:
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,99 +25,10 @@ from jaxgpt.core.shapes import check
 from jaxgpt.core.sharding import shard
 from jaxgpt.model import remat
 from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention, write_cache
-from jaxgpt.model.layers import layer_norm, linear, relu2, rms_norm, rotary, soft_cap, swiglu
+from jaxgpt.model.config import Config
+from jaxgpt.model.layers import layer_norm, linear, relu2, rms_norm, rope_frequencies, rotary, soft_cap, swiglu
 
 Cache = tuple[dict[str, jax.Array], ...]  # one a layer
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What a transformer is. The defaults are today's; `presets.py` has GPT-2 and Llama 3.
-
-    Attributes:
-      vocab_size: V, rows of the embedding.
-      context: the longest sequence.
-      layers, width, heads: L, D, N.
-      kv_heads: K; as many as `heads` where None (Ainslie et al. 2023).
-      head_dim: H; width / heads where None.
-      mlp_width: F; 4 D where None.
-      position: "rotary" (Su et al. 2021) or "learned".
-      rope_theta: base of the rotary wavelengths.
-      norm: "rmsnorm" or "layernorm", before each block and before the head.
-      norm_scale, norm_eps: whether norms have a learned scale, and their ε.
-      activation: "gelu" (exact), "gelu_tanh" (GPT-2's), "swiglu" or "relu2".
-      bias: whether projections and layer norms have biases.
-      tied: whether the head is the embedding, transposed.
-      qk_norm, embed_norm: normalise queries and keys of each head (Dehghani et al. 2023), and the embedding.
-      logit_soft_cap: c of c · tanh(logits / c), or None.
-      windows: how far back each layer looks, repeated over the layers: (128, None) alternates; None looks at all.
-      init_std: of the weights' normal distribution; None for 1 / √(rows of the matrix), and 1 for embeddings.
-      zero_init_outputs: start each block as the identity (its last projection and an untied head at 0); otherwise those
-        projections start at 1 / √(2L) of the others, as in GPT-2.
-      dtype: of activations and products; parameters are float32.
-      attention: the kernel of training: "auto" (by platform), "splash", "ring", "cudnn" or "xla"; see `attention.py`.
-      remat: what the forward pass keeps of each layer besides its input, from most to least: "none" (everything),
-        "dots", "names", "offload" (as names, in the host's memory), "full" (nothing); see `remat.py`.
-      unroll: how many layers one turn of the loop over layers holds; `layers` leaves no loop.
-      loss_chunk: positions whose logits a device has in memory at once, for the loss; None for all.
-    """
-
-    vocab_size: int
-    context: int
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    mlp_width: int | None = None
-    position: Literal["rotary", "learned"] = "rotary"
-    rope_theta: float = 10_000.0
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    norm_scale: bool = True
-    norm_eps: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "swiglu"
-    bias: bool = False
-    tied: bool = False
-    qk_norm: bool = False
-    embed_norm: bool = False
-    logit_soft_cap: float | None = None
-    windows: tuple[int | None, ...] = (None,)
-    init_std: float | None = 0.02
-    zero_init_outputs: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["auto", "splash", "ring", "cudnn", "xla"] = "auto"
-    remat: Literal["none", "full", "dots", "names", "offload"] = "none"
-    unroll: int = 1
-    loss_chunk: int | None = 1024
-
-    def __post_init__(self):
-        for name in ("vocab_size", "context", "layers", "width", "heads", "unroll", "kv_heads", "head_dim", "mlp_width",
-                     "loss_chunk"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1")
-        for name in ("init_std", "logit_soft_cap", "rope_theta", "norm_eps"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: a number above 0")
-        if not self.windows or any(window is not None and window < 1 for window in self.windows):
-            raise ValueError(f"windows={self.windows}: at least one, each None or at least 1")
-        if self.heads % self.K:
-            raise ValueError(f"kv_heads={self.K}: must divide heads={self.heads}")
-        if self.head_dim is None and self.width % self.heads:
-            raise ValueError(f"heads={self.heads}: must divide width={self.width}, or give head_dim")
-        if self.position == "rotary" and self.H % 2:
-            raise ValueError(f"head size {self.H}: rotary positions turn pairs, so it must be even")
-
-    @property
-    def K(self) -> int:
-        return self.kv_heads or self.heads
-
-    @property
-    def H(self) -> int:
-        return self.head_dim or self.width // self.heads
-
-    @property
-    def F(self) -> int:
-        return self.mlp_width or 4 * self.width
 
 
 class Transformer(nn.Module):
@@ -134,7 +44,7 @@ class Transformer(nn.Module):
         x = self.param("embed", _init(("vocab", "embed"), std), (config.vocab_size, config.width))[tokens]
         if config.position == "learned":
             table = self.param("positions", _init(("position", "embed"), std), (config.context, config.width))
-            x = x + table[positions]
+            x = x + table[positions].astype(jnp.promote_types(table.dtype, config.dtype))
         # first as the table is split, then as the batch is: in one go the compiler would gather the whole batch
         x = shard(shard(x.astype(config.dtype), "lookup", "seq", "embed"), "batch", "seq", None)
         if config.embed_norm:
@@ -194,14 +104,16 @@ class Attention(nn.Module):
         config = self.config
         N, K, H = config.heads, config.K, config.H
         B, T, _ = x.shape
-        q = _Linear(config, N * H, ("embed", "heads"), name="q")(x).reshape(B, T, N, H)
-        k = _Linear(config, K * H, ("embed", "kv_heads"), name="k")(x).reshape(B, T, K, H)
-        v = _Linear(config, K * H, ("embed", "kv_heads"), name="v")(x).reshape(B, T, K, H)
+        q = _Linear(config, N * H, ("embed", "heads"), bias=config.qkv_bias, name="q")(x).reshape(B, T, N, H)
+        k = _Linear(config, K * H, ("embed", "kv_heads"), bias=config.qkv_bias, name="k")(x).reshape(B, T, K, H)
+        v = _Linear(config, K * H, ("embed", "kv_heads"), bias=config.qkv_bias, name="v")(x).reshape(B, T, K, H)
         if config.qk_norm:
             q = rms_norm(q, self._scale("q_norm"), eps=config.norm_eps)
             k = rms_norm(k, self._scale("k_norm"), eps=config.norm_eps)
         if config.position == "rotary":
-            q, k = (rotary(a, positions, theta=config.rope_theta) for a in (q, k))
+            stretch = config.rope_scaling and dataclasses.asdict(config.rope_scaling)
+            frequencies = stretch and rope_frequencies(H, theta=config.rope_theta, **stretch)
+            q, k = (rotary(a, positions, theta=config.rope_theta, frequencies=frequencies) for a in (q, k))
         q = shard(q, "batch", "seq", "heads", None)
         k, v = (shard(a, "batch", "seq", "kv_heads", None) for a in (k, v))
         q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
@@ -250,6 +162,7 @@ class _Linear(nn.Module):
     features: int
     axes: tuple[str, str]
     output: bool = False  # the last projection of a block
+    bias: bool | None = None  # as the config says where None
 
     @nn.compact
     def __call__(self, x):
@@ -258,7 +171,8 @@ class _Linear(nn.Module):
         if self.output:
             std = 0.0 if config.zero_init_outputs else std * (2 * config.layers) ** -0.5
         weight = self.param("weight", _init(self.axes, std), (x.shape[-1], self.features))
-        bias = self.param("bias", _init((self.axes[1],), 0.0), (self.features,)) if config.bias else None
+        biased = config.bias if self.bias is None else self.bias
+        bias = self.param("bias", _init((self.axes[1],), 0.0), (self.features,)) if biased else None
         return linear(x, weight.astype(x.dtype), None if bias is None else bias.astype(x.dtype))
 
 

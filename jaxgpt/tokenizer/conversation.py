@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
+from jaxgpt.core.errors import UserError
 from jaxgpt.tokenizer import special
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
@@ -61,6 +62,7 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int]
 
     Raises:
       ValueError: no messages, an unknown role, a turn out of order, or content that has the wrong form.
+      UserError: the tokenizer is of a model that has no tokens for our turns.
 
     >>> from jaxgpt.tokenizer import bpe
     >>> tokenizer = Tokenizer(bpe.train(["-"], vocab_size=264))  # no merges: one token a byte
@@ -72,6 +74,10 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int]
     [0, 0, 0, 0, 0, 1, 1]
     """
     check(messages)
+    missing = next((mark for mark in special.SPECIAL_TOKENS if mark not in tokenizer.special), None)
+    if missing:
+        raise UserError(f"the tokenizer '{tokenizer.name}' has no token for {missing}, so its model knows no turns; "
+                        "continue a text instead: jaxgpt sample")
     tokens, mask = [tokenizer.bos], [0]
     for message in messages:
         learned = int(message["role"] == "assistant")

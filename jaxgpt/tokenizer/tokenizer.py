@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ FORMAT, VERSION = "jaxgpt tokenizer", 1
 TIKTOKEN_NAMES = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
 
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
+_FIELDS = dict(name=str, special=dict, pattern=str)  # of a file's header
+_OPTIONAL = dict(bos=str, end=str, normalization=str)
 
 class Tokenizer:
     """Turns text into tokens and back. Tokens are byte strings, so any text at all can be written.
@@ -31,7 +34,9 @@ class Tokenizer:
       special: {spelling: id} of the special tokens; ours by default follow the last rank.
       pattern: the regular expression that splits text into pieces.
       vocab_size: one more than the largest id.
-      bos, end: the ids of `<|bos|>` and `<|end|>`.
+      bos, end: the ids of the special tokens that open a document and end a turn: of `<|bos|>` and `<|end|>`, or of
+        what another tokenizer has in their place.
+      normalization: the Unicode form that text is put into first ("NFC"), or None.
 
     >>> from jaxgpt.tokenizer import bpe
     >>> tokenizer = Tokenizer(bpe.train(["aaabdaaabac"], vocab_size=267))
@@ -43,7 +48,7 @@ class Tokenizer:
 
     def __init__(
         self, ranks: dict[bytes, int], *, pattern: str = PATTERN, name: str = "bpe",
-        special: dict[str, int] | None = None,
+        special: dict[str, int] | None = None, bos: str = BOS, end: str = END, normalization: str | None = None,
     ):
         """Raises ValueError where an id is used twice, or single bytes or special tokens are missing."""
         import tiktoken
@@ -51,13 +56,14 @@ class Tokenizer:
         if special is None:
             first = max(ranks.values(), default=-1) + 1
             special = {token: first + i for i, token in enumerate(SPECIAL_TOKENS)}
-        _check_vocabulary(ranks, special)
+        _check_vocabulary(ranks, special, SPECIAL_TOKENS if (bos, end) == (BOS, END) else (bos, end))
         self.name = name
+        self.normalization = normalization
         self.pattern = pattern
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.special = dict(sorted(special.items(), key=lambda item: item[1]))
         self.vocab_size = max(*ranks.values(), *special.values()) + 1
-        self.bos, self.end = special[BOS], special[END]
+        self.bos, self.end = special[bos], special[end]
         self._tokens = [b""] * self.vocab_size  # by id; ids that an encoding leaves unused stay empty
         for token, rank in self.ranks.items():
             self._tokens[rank] = token
@@ -76,11 +82,14 @@ class Tokenizer:
           UserError: the text is one that the engine cannot split (a run of about a million spaces, in
             patterns other than ours).
         """
-        return self._guard(self._encoding.encode_ordinary, text)
+        return self._guard(self._encoding.encode_ordinary, self._normalized(text))
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """`encode` of each text, on several threads."""
-        return self._guard(self._encoding.encode_ordinary_batch, list(texts))
+        return self._guard(self._encoding.encode_ordinary_batch, list(map(self._normalized, texts)))
+
+    def _normalized(self, text: str) -> str:
+        return unicodedata.normalize(self.normalization, text) if self.normalization else text
 
     def _guard(self, encode, argument):
         try:
@@ -155,6 +164,11 @@ class Tokenizer:
     def _text(self) -> str:
         header = dict(format=FORMAT, version=VERSION, name=self.name, tokens=len(self.ranks),
                       special=self.special, pattern=self.pattern)
+        spelling = {id: token for token, id in self.special.items()}
+        if (spelling[self.bos], spelling[self.end]) != (BOS, END):
+            header |= dict(bos=spelling[self.bos], end=spelling[self.end])
+        if self.normalization:
+            header |= dict(normalization=self.normalization)
         lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in self.ranks.items()]
         return "\n".join([json.dumps(header, indent=2, ensure_ascii=False), "", *lines, ""])
 
@@ -178,7 +192,7 @@ class Tokenizer:
         if len(ranks) != header["tokens"]:
             raise UserError(f"{path}: holds {len(ranks)} tokens, but its header promises {header['tokens']}")
         try:
-            return cls(ranks, pattern=header["pattern"], name=header["name"], special=header["special"])
+            return cls(ranks, **{field: header[field] for field in (*_FIELDS, *_OPTIONAL) if field in header})
         except ValueError as error:
             raise UserError(f"{path}: not a usable tokenizer ({error})") from error
 
@@ -207,11 +221,11 @@ class Tokenizer:
         return cls(encoding._mergeable_ranks, pattern=encoding._pat_str, name=name, special=special)
 
 
-def _check_vocabulary(ranks: dict[bytes, int], special: dict[str, int]) -> None:
+def _check_vocabulary(ranks: dict[bytes, int], special: dict[str, int], needed: tuple[str, ...]) -> None:
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise ValueError(f"ranks: {len(missing)} of the 256 single bytes are missing, first {missing[0]}")
-    unknown = [token for token in SPECIAL_TOKENS if token not in special]
+    unknown = [token for token in needed if token not in special]
     if unknown:
         raise ValueError(f"special: {' '.join(unknown)} missing")
     ids = [*ranks.values(), *special.values()]
@@ -232,8 +246,8 @@ def _read_header(path: Path, head: str) -> dict:
     if header.get("version") != VERSION:
         raise UserError(f"{path}: the format's version is {header.get('version')!r}, but this jaxgpt reads "
                         f"version {VERSION}")
-    for field, kind in dict(name=str, tokens=int, special=dict, pattern=str).items():
-        if not isinstance(header.get(field), kind):
+    for field, kind in dict(tokens=int, **_FIELDS, **_OPTIONAL).items():
+        if not isinstance(header.get(field), kind) and (field in header or field not in _OPTIONAL):
             raise UserError(f"{path}: the header's '{field}' is {header.get(field)!r}, "
                             f"but should be {kind.__name__}")
     for token, rank in header["special"].items():

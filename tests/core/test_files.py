@@ -68,3 +68,21 @@ def test_a_full_disk_is_told_from_other_failures(error, full):
     assert files.disk_is_full(error) == full
     assert ("the disk is full" in str(files.cannot_write("w/x", error))) == full
     assert str(files.cannot_write("w/x", error)).startswith("w/x: ")
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    with files.whole_folder(tmp_path / "made") as folder:
+        (folder / "x").write_text("x")
+        assert not (tmp_path / "made").exists()
+    assert (tmp_path / "made" / "x").read_text() == "x"
+    with pytest.raises(UserError, match="made: is there already; choose another folder"):
+        with files.whole_folder(tmp_path / "made"):
+            pass
+    (tmp_path / "empty").mkdir()
+    with files.whole_folder(tmp_path / "empty") as folder:
+        (folder / "y").write_text("y")
+    with pytest.raises(ZeroDivisionError):
+        with files.whole_folder(tmp_path / "failed") as folder:
+            (folder / "z").write_text("z")
+            raise ZeroDivisionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "made"]

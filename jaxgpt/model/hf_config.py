@@ -1,0 +1,257 @@
+"""config.json of a Hugging Face folder <-> our Config. What we cannot say, or do not know, is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.core.errors import UserError
+from jaxgpt.core.files import read_json
+from jaxgpt.model.config import Config, RopeScaling
+
+ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+                 "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+# Fields of config.json by the name of ours; what they mean is the same.
+_GPT2_FIELDS = {"vocab_size": "vocab_size", "context": "n_positions", "layers": "n_layer", "width": "n_embd",
+                "heads": "n_head", "mlp_width": "n_inner", "norm_eps": "layer_norm_epsilon",
+                "tied": "tie_word_embeddings"}
+_LLAMA_FIELDS = {"vocab_size": "vocab_size", "context": "max_position_embeddings", "layers": "num_hidden_layers",
+                 "width": "hidden_size", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads",
+                 "head_dim": "head_dim", "mlp_width": "intermediate_size", "norm_eps": "rms_norm_eps",
+                 "tied": "tie_word_embeddings"}
+
+# What a field that is not there stands for, where that is not None.
+_ABSENT = {
+    "gpt2": {"n_positions": 1024, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+             "activation_function": "gelu_new"},
+    "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+              "hidden_act": "silu"},
+    "mistral": {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+                "num_key_value_heads": 8, "sliding_window": 4096, "hidden_act": "silu"},
+    "qwen2": {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+              "num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "hidden_act": "silu"},
+    "qwen3": {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "head_dim": 128,
+              "num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "hidden_act": "silu"},
+}
+
+_NULL_SAYS_SOMETHING = ("sliding_window", "num_key_value_heads", "head_dim")
+
+# Fields that change what the model is, and the values by which it is one of ours (also where they are absent).
+_ONLY = {
+    "gpt2": {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
+             "add_cross_attention": (False,)},
+    "llama": {"attention_bias": (False,), "mlp_bias": (False,)},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"attention_bias": (False,)},
+}
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+
+# Fields that say nothing about the logits.
+_SILENT = frozenset("""
+    architectures model_type torch_dtype dtype transformers_version use_cache initializer_range attention_dropout
+    attn_pdrop embd_pdrop resid_pdrop bos_token_id eos_token_id pad_token_id summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj task_specific_params n_ctx pretraining_tp id2label label2id
+    return_dict chunk_size_feed_forward problem_type reorder_and_upcast_attn max_length output_past
+    max_window_layers use_sliding_window sliding_window layer_types rope_theta rope_scaling rope_parameters
+    activation_function hidden_act""".split())
+
+
+def read_config(folder: str | Path) -> tuple[str, Config]:
+    """What model a folder holds.
+
+    Returns:
+      (its family, a key of `hf_names.FAMILIES`; its settings, in float32).
+
+    Raises:
+      UserError: it has no config.json, or one with an architecture, a kind of rotary position, or a field that we do
+        not have.
+    """
+    path = Path(folder) / "config.json"
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object")
+    family = found.get("model_type")
+    if family not in ARCHITECTURES:
+        raise UserError(f"{path}: model_type is {family!r}; supported: {', '.join(ARCHITECTURES)}")
+    wrong = [name for name in found.get("architectures") or () if name != ARCHITECTURES[family]]
+    if wrong:
+        raise UserError(f"{path}: architectures names {wrong[0]!r}; supported: {ARCHITECTURES[family]}")
+    fields = {**_ABSENT[family],
+              **{name: value for name, value in found.items() if value is not None or name in _NULL_SAYS_SOMETHING}}
+    names = _GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS
+    _refuse_unknown(path, family, found, names)
+    settings = {ours: fields.get(theirs) for ours, theirs in names.items()}
+    settings |= _gpt2(path, fields) if family == "gpt2" else _llama(path, family, fields)
+    try:
+        return family, Config(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a model that can be ({error})") from error
+
+
+def _refuse_unknown(path: Path, family: str, found: dict, names: Mapping[str, str]) -> None:
+    for name, allowed in _ONLY[family].items():
+        if found.get(name, allowed[0]) not in (*allowed, None):
+            raise UserError(f"{path}: {name} is {found[name]!r}; supported: {', '.join(map(repr, allowed))}")
+    for name in ("vocab_size", *(names[ours] for ours in ("layers", "width", "heads"))):
+        if type(found.get(name)) is not int:
+            raise UserError(f"{path}: {name} is {found.get(name)!r}, but should be a whole number")
+    known = {*_SILENT, *names.values(), *_ONLY[family]}
+    for name, value in found.items():
+        if name not in known and value and not name.startswith("_"):
+            raise UserError(f"{path}: {name} is {_short(value)}, a field that {family} does not have here; supported: "
+                            f"{', '.join(sorted(known - _SILENT))}")
+
+
+def _gpt2(path: Path, fields: dict) -> dict:
+    name = fields["activation_function"]
+    if name not in _ACTIVATIONS:
+        raise UserError(f"{path}: activation_function is {name!r}; supported: {', '.join(_ACTIVATIONS)}")
+    return {"position": "learned", "norm": "layernorm", "bias": True, "activation": _ACTIVATIONS[name]}
+
+
+def _llama(path: Path, family: str, fields: dict) -> dict:
+    if fields["hidden_act"] != "silu":
+        raise UserError(f"{path}: hidden_act is {fields['hidden_act']!r}; supported: silu")
+    theta, scaling = _rope(path, fields)
+    return {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "rope_theta": theta,
+            "rope_scaling": scaling, "qkv_bias": True if family == "qwen2" else None, "qk_norm": family == "qwen3",
+            "windows": _read_windows(path, family, fields)}
+
+
+def _rope(path: Path, fields: dict) -> tuple[float, RopeScaling | None]:
+    """Rotary positions, as config.json says it before transformers 5 (rope_theta, rope_scaling) or since."""
+    field = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+    found = fields.get(field) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: {field} is {_short(found)}, but should be an object")
+    theta = found.get("rope_theta", fields.get("rope_theta", 10_000.0))
+    kind = found.get("rope_type", found.get("type", "default"))
+    try:
+        if kind == "default":
+            return float(theta), None
+        if kind == "llama3":
+            return float(theta), RopeScaling(
+                factor=float(found["factor"]), low=float(found["low_freq_factor"]),
+                high=float(found["high_freq_factor"]), context=int(found["original_max_position_embeddings"]))
+    except KeyError as error:
+        raise UserError(f"{path}: {field} lacks {error.args[0]!r}, which rope_type llama3 needs") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {field} is {_short(found)} ({error})") from error
+    raise UserError(f"{path}: {field}.rope_type is {kind!r}; supported: default, llama3")
+
+
+def _read_windows(path: Path, family: str, fields: dict) -> tuple[int | None, ...]:
+    layers, window = fields["num_hidden_layers"], fields.get("sliding_window")
+    if family == "llama":
+        return (None,)
+    if family == "mistral":
+        return (window,)
+    if not fields.get("use_sliding_window"):
+        window = None
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        first = fields["max_window_layers"]
+        each = tuple(None if i < first else window for i in range(layers))
+    else:
+        sees = {"full_attention": None, "sliding_attention": window}
+        wrong = next((kind for kind in kinds if kind not in sees), None)
+        if wrong is not None or len(kinds) != layers:
+            raise UserError(f"{path}: layer_types holds {wrong!r} among {len(kinds)} layers; supported: "
+                            f"full_attention and sliding_attention, {layers} of them")
+        each = tuple(sees[kind] for kind in kinds)
+    return each[:1] if len(set(each)) == 1 else each
+
+
+# --- the other way ---------------------------------------------------------------------------------------------------
+
+def family_of(config: Config, wanted: str | None = None) -> str:
+    """The family that a model is written as: `wanted` where it can say the model, otherwise the first that can.
+
+    Raises:
+      UserError: none can; names the settings that stand in the way of the nearest.
+    """
+    refusals = {family: _cannot_say(config, family) for family in ARCHITECTURES}
+    fitting = [family for family, refusal in refusals.items() if not refusal]
+    if wanted in fitting:
+        return wanted
+    if not fitting:
+        nearest = min(refusals, key=lambda family: len(refusals[family]))
+        raise UserError(f"no family of Hugging Face's is this model; as {nearest}, {'; '.join(refusals[nearest])}")
+    return fitting[0]
+
+
+def _cannot_say(config: Config, family: str) -> list[str]:
+    """The settings that a family does not have."""
+    gpt2 = family == "gpt2"
+    right = {
+        "position": ("learned",) if gpt2 else ("rotary",),
+        "norm": ("layernorm",) if gpt2 else ("rmsnorm",),
+        "norm_scale": (True,), "embed_norm": (False,), "logit_soft_cap": (None,),
+        "activation": ("gelu_tanh", "gelu") if gpt2 else ("swiglu",),
+        "bias": (gpt2,),
+        "qkv_bias": (None, True) if gpt2 else (True,) if family == "qwen2" else (None, False),
+        "qk_norm": (family == "qwen3",),
+    }
+    wrong = [f"{name} should be {' or '.join(map(str, values))}, but is {getattr(config, name)}"
+             for name, values in right.items() if getattr(config, name) not in values]
+    if gpt2 and (config.K != config.heads or config.heads * config.H != config.width):
+        wrong.append("heads should have keys of their own and divide the width")
+    windows = set(config.windows[:config.layers])
+    sayable = {"mistral": len(windows) == 1, "qwen2": len(windows - {None}) <= 1, "qwen3": len(windows - {None}) <= 1}
+    if not sayable.get(family, windows == {None}):
+        right = "the same everywhere" if family == "mistral" else "of one kind" if family in sayable else "None"
+        wrong.append(f"windows should be {right}, but are {config.windows}")
+    return wrong
+
+
+def write_config(config: Config, family: str, dtype: str, tokens: Mapping[str, Any] | None = None) -> dict:
+    """config.json of a model.
+
+    Args:
+      config: the model.
+      family: from `family_of`.
+      dtype: of its weights.
+      tokens: "bos_token_id", "eos_token_id" and so on.
+    """
+    names = _GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS
+    said = {"kv_heads": config.K, "head_dim": config.H, "mlp_width": config.F}
+    fields = {theirs: said.get(ours, getattr(config, ours)) for ours, theirs in names.items()}
+    if config.head_dim is None and family != "qwen3":  # theirs is 128 where it is not said
+        fields.pop("head_dim", None)
+    if family == "gpt2":
+        fields |= {"n_inner": config.mlp_width,
+                   "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.activation]}
+    else:
+        fields |= {"hidden_act": "silu", "rope_theta": config.rope_theta}
+        if config.rope_scaling:
+            scaling = config.rope_scaling
+            fields["rope_scaling"] = {
+                "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low,
+                "high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.context}
+        fields |= _write_windows(config, family)
+    if family in ("llama", "qwen3"):
+        fields["attention_bias"] = False
+    return {"architectures": [ARCHITECTURES[family]], "model_type": family, **fields, **(tokens or {}),
+            "initializer_range": config.init_std or 0.02, "torch_dtype": dtype}
+
+
+def _write_windows(config: Config, family: str) -> dict:
+    each = [config.windows[i % len(config.windows)] for i in range(config.layers)]
+    window = next(filter(None, each), None)
+    if family == "llama":
+        return {}
+    if family == "mistral":
+        return {"sliding_window": window}
+    if window is None:
+        return {"use_sliding_window": False}
+    kinds = ["full_attention" if seen is None else "sliding_attention" for seen in each]
+    return {"use_sliding_window": True, "sliding_window": window, "layer_types": kinds,
+            "max_window_layers": kinds.index("sliding_attention")}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
