@@ -1,5 +1,7 @@
-"""The command line: `jaxgpt run | curate | plan | chat | sample | tokenize`, and those of `model_commands.py`. Nothing heavy
-is imported before a command needs it."""
+"""The command line: `jaxgpt run | curate | plan | chat | sample | tokenize`, and the commands of `model_commands.py`.
+
+Nothing heavy is imported before a command needs it.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,8 @@ def _add_curate(commands) -> None:
                         "experiment (default: FineWeb's)")
     curate.add_argument("--set", metavar="STEP.FIELD=VALUE", action="append", default=[], dest="overrides",
                         help="change a step, e.g. gopher_quality.min_words=40; may be repeated")
-    curate.add_argument("--without", metavar="STEP", action="append", default=[], help="leave a step out; may be repeated")
+    curate.add_argument("--without", metavar="STEP", action="append", default=[],
+                        help="leave a step out; may be repeated")
     curate.add_argument("--field", metavar="NAME", default="text", help="where JSON lines and Parquet have the text")
     curate.add_argument("--val-fraction", metavar="SHARE", type=float, default=0.0,
                         help="share of the documents to mark as validation (default: 0)")

@@ -107,7 +107,7 @@ def _steps(arguments) -> tuple:
 
 
 def _recipe(path: str) -> tuple:
-    """The steps that a Python file's get_config() returns, or those of the first stage with steps in its experiment."""
+    """The steps that a file's get_config() returns, or those of the Curate stage of its experiment."""
     found = config.load(path)
     for stage in getattr(found, "stages", ()):
         if isinstance(getattr(stage, "steps", None), tuple):
@@ -140,5 +140,6 @@ def _alone_in(folder: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{folder}: another run is working there; wait for it, or choose another --output") from error
+            raise UserError(f"{folder}: another run is working there; wait for it, or choose another "
+                            "--output") from error
         yield

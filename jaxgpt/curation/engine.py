@@ -195,7 +195,7 @@ def _phases(job: Job, numbers: Iterable[int], part: Part, task: dict, verdicts: 
         if is_complete(job.folder, phase, part.name, key):
             record = store.read_json(paths_of(job.folder, phase, part.name)["record"])
         else:
-            cut = _cut(phase, task["number"], lengths) if lengths is not None and phase.split else None
+            cut = _cut(phase, task["number"], lengths) if phase.split is not None and phase.split.waits else None
             watch = Watch(job.control, number, part.name)
             record = work(job.folder, phase, part, key, watch, source=job.source, verdicts=verdicts, cut=cut)
         characters = record.get("characters", characters)
@@ -217,7 +217,7 @@ def check_runner(name: str, workers: int) -> None:
       UserError: names the valid ones.
     """
     if name == "DirectRunner":
-        raise UserError(f"--runner DirectRunner: may download a program when it starts; {LOCAL} is the one of this machine")
+        raise UserError(f"--runner DirectRunner: may download a program when it starts; {LOCAL} is the local one")
     if name not in RUNNERS:
         raise UserError(f"--runner {name}: there is no runner of that name; valid: {', '.join(RUNNERS)}")
     if workers < 1:
@@ -264,7 +264,8 @@ class Engine(threading.Thread):
         path = store.join(self._job.folder, ".run", "tasks.json")
         store.write_json(path, [dataclasses.asdict(task) for task in self._tasks])
         homes = {task.part.name: task.bin for task in self._tasks} if self._runner == LOCAL else None
-        pack_by_value([self._job.source, *(step for phase in self._job.phases for step in (phase.search, *phase.steps))])
+        steps = (step for phase in self._job.phases for step in (phase.search, *phase.steps))
+        pack_by_value([self._job.source, *steps])
         options, runner = PipelineOptions(self._options), self._runner
         if self._runner == LOCAL:
             options, runner = _local(self._options, self._workers, store.join(self._job.folder, ".run"))

@@ -1,6 +1,6 @@
 """A recipe cut into phases: what is kept between steps, so that a new threshold repeats only what depends on it.
 
-    read, URL filter, extraction | scores | the filters | fingerprints || exact duplicates | fingerprints || MinHash, ...
+    read, URL filter, extraction | scores | filters | fingerprints || exact duplicates | fingerprints || MinHash, ...
 
 Each phase goes through the corpus part by part and leaves a folder. Between single bars one part may run ahead of the
 others; at a double bar all parts wait, since a search for duplicates needs all fingerprints before its first verdict.

@@ -9,6 +9,7 @@ What is complete is not done again: a run that was killed goes on, a new thresho
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -113,8 +114,7 @@ def _do(job: Job, tasks: Sequence[Task], todo: Sequence[set[str]], voice: Voice,
     cuts = segments(job.phases)
     missing = [number for number, (start, end) in enumerate(cuts) if any(todo[start:end])]
     first, last = missing[0], missing[-1]
-    if job.phases[cuts[first][0]].search is not None and first:
-        first -= 1  # for its fingerprints
+    first -= job.phases[cuts[first][0]].waits  # for the fingerprints, or the lengths, of the segment before
     job.control.begin()
     running = Engine(job, tasks, first, last, **engine)
     with quiet():
@@ -246,13 +246,8 @@ def add_splits(records: Sequence[dict]) -> dict[str, dict]:
                 _add(sources.setdefault(source, {}), amount)
         found[name] = {"documents": sum(side["documents"] for side in sides),
                        "bytes": sum(side["bytes"] for side in sides), "by_source": dict(sorted(sources.items())),
-                       "sha256": _digest(side["sha256"] for side in sides)}
+                       "sha256": hashlib.sha256("\n".join(side["sha256"] for side in sides).encode()).hexdigest()}
     return found
-
-
-def _digest(texts) -> str:
-    import hashlib
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _add(total: dict, amount: dict) -> None:

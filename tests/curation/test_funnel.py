@@ -1,4 +1,4 @@
-"""The funnel: what it counts, that it adds up, that both pages are whole, and that no text of a page leaks out of it."""
+"""The funnel: what it counts, that both pages are whole, that the picture is to scale, that no page's text leaks."""
 
 import copy
 import re
@@ -37,7 +37,8 @@ def corpus():
               "id": "", "source": ""}
     kept = {**example, "step": "", "reason": "kept", "value": None}
     return {"documents": "3-gopher_quality", "steps": steps, "parts": 2, "bytes": 123456, "source": {},
-            "splits": {"train": {**steps[-1], "sha256": "ab" * 32}, "val": {**amount(0), "by_source": {}, "sha256": "cd"}},
+            "splits": {"train": {**steps[-1], "sha256": "ab" * 32},
+                       "val": {**amount(0), "by_source": {}, "sha256": "cd"}},
             "settings": {"gopher_quality": {"type": "GopherQuality", "name": "gopher_quality", "min_words": 50,
                                             "max_words": None, "phrases": ["a", "b"]}},
             "examples": [example, unread, kept]}
@@ -54,8 +55,8 @@ def test_rows(corpus):
 
 
 def test_sentences(corpus):
-    assert funnel.summary(corpus) == ("Of 690 documents in 2 files (123 kB) 240 are left (35%), 71.8 kB of text. The step "
-                                      "gopher_quality drops most, 360, and most of those for “reason 8”.")
+    assert funnel.summary(corpus) == ("Of 690 documents in 2 files (123 kB) 240 are left (35%), 71.8 kB of text. The "
+                                      "step gopher_quality drops most, 360, and most of those for “reason 8”.")
     assert funnel.unread(corpus) == ["unreadable: body: 10, such as b.warc: broken"]
     assert funnel.about_example(corpus["examples"][0]) == "http://example.com/?a=1&b=<i>, 0.1235"
 
@@ -124,7 +125,8 @@ def test_the_picture_is_to_scale(corpus):
     assert stream == pytest.approx([STREAM, STREAM * 600 / 690, STREAM * 240 / 690, STREAM * 240 / 690], abs=0.1)
     words = [found.text for found in tree.iter() if found.tag.endswith("text")]
     assert "3 other reasons" in words and "reason 8" in words and "reason 1" not in words
-    turns = [found.get("d") for found in tree.iter() if found.tag.endswith("path") and " a9,9 " in (found.get("d") or "")]
+    paths = [found.get("d") for found in tree.iter() if found.tag.endswith("path")]
+    turns = [path for path in paths if " a9,9 " in path]
     thick = [float(re.search(r" v([\d.]+) ", path)[1]) for path in turns]
     assert thick == pytest.approx([max(1.5, STREAM * count / 690) for count in (90, 80, 70, 60, 50, 40, 60)], abs=0.1)
 

@@ -21,11 +21,10 @@ from jaxgpt.curation.control import Control, Halted
 from jaxgpt.curation.document import Drop, document
 from jaxgpt.curation.duplicates import ExactDuplicates
 from jaxgpt.curation.engine import Engine, Job, make_tasks
-from jaxgpt.curation.minhash import MinHash
 from jaxgpt.curation.parts import Part, find_parts
 from jaxgpt.curation.phases import cut, keys_of, segments, settings_of
 from jaxgpt.curation.pipeline import read_corpus, run_pipeline, verify_counts
-from jaxgpt.curation.quality import C4, FineWebQuality, GopherQuality, GopherRepetition
+from jaxgpt.curation.recipe import fineweb
 from jaxgpt.curation.sources import Jsonl, TextFiles
 from jaxgpt.curation.split import Split
 from jaxgpt.curation.warc import Warc
@@ -92,7 +91,8 @@ def corpus(tmp_path):
     folder.mkdir()
     for number, name in enumerate("abc"):
         texts = [f"line {i} of the file {number if i % 3 else 'of all'}" for i in range(30 + 10 * number)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "too short", ""]))
+        texts += ["too short", ""]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return folder
 
 
@@ -109,7 +109,8 @@ def files(folder):
 
 def times(folder):
     """{path: when it was written}."""
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in Path(folder).rglob("*.*") if path.is_file()}
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in Path(folder).rglob("*.*")
+            if path.is_file()}
 
 
 # --- counts ----------------------------------------------------------------------------------------------------------
@@ -137,7 +138,8 @@ def test_counts_add_up_and_files_hold_what_is_counted(corpus, tmp_path):
 
 def test_what_is_dropped_can_be_read(corpus, tmp_path):
     curate(corpus, tmp_path / "out")
-    table = pyarrow.parquet.read_table(next((tmp_path / "out" / "3-enough" / "dropped").glob("a-*.parquet"))).to_pylist()
+    path = next((tmp_path / "out" / "3-enough" / "dropped").glob("a-*.parquet"))
+    table = pyarrow.parquet.read_table(path).to_pylist()
     assert table == [{
         "id": document("too short", "").id, "text": "too short", "url": "", "date": "", "source": "a.jsonl",
         "media_type": "text/plain", "step": "enough", "reason": "too few words", "value": 2.0, "detail": None}]
@@ -161,26 +163,27 @@ def test_counts_that_do_not_add_up_are_an_error(corpus, tmp_path):
 
 
 def test_every_warc_file_adds_up(data_folder, tmp_path):
-    for path in sorted(Path(data_folder, "warc").iterdir()):
-        records = list(Warc(str(path)).read(str(path)))
-        whole = (GopherRepetition(), GopherQuality(), C4(), FineWebQuality(), MinHash())
-        try:
-            run_pipeline(Warc(str(path)), whole, tmp_path / path.name, voice=Voice(), split=Split(val_fraction=0))
-        except UserError as error:
-            assert "the corpus is empty after the step" in str(error)
-        manifests = [read_json(found) for found in sorted((tmp_path / path.name).glob("*/manifest.json"))]
-        steps = [step for manifest in manifests for step in manifest["steps"]]
-        assert [step["step"] for step in steps] == ["read", *(step.name for step in whole)]
+    """The whole recipe on real files, some of them broken: each file by itself, at every step, and all together."""
+    source, out = Warc(f"{data_folder}/warc/*"), tmp_path / "out"
+    found = run_pipeline(source, fineweb(), out, voice=Voice(), split=None)
+    verify_counts(found["steps"])
+    phases = [read_json(path) for path in sorted(out.glob("*/manifest.json"))]
+    assert len(phases[0]["parts"]) == 8
+    for number, path in enumerate(source.files()):
+        records, steps = list(source.read(path)), []
+        for phase in phases:
+            entry = phase["parts"][number]
+            record = read_json(out / phase["phase"] / f"{entry['part']}.json")
+            steps += record.get("steps", [])
+            if phase["kind"] == "documents":
+                dropped = sum(amount["documents"] for step in record["steps"] for amount in step["dropped"].values())
+                assert {name: file["rows"] for name, file in entry["files"].items()} == {
+                    f"{entry['part']}.parquet": steps[-1]["documents"], f"dropped/{entry['part']}.parquet": dropped}
+        assert entry["path"] == path
+        assert [step["step"] for step in steps] == ["read", *(step.name for step in fineweb())]
         verify_counts(steps)
         assert steps[0]["in"]["documents"] == len(records)
         assert steps[0]["documents"] == sum(not isinstance(record, Drop) for record in records)
-        for manifest in manifests:
-            part, = manifest["parts"]
-            held = {name: entry["rows"] for name, entry in part["files"].items()}
-            if manifest["steps"]:
-                dropped = sum(amount["documents"] for step in manifest["steps"] for amount in step["dropped"].values())
-                assert held == {f"{part['part']}.parquet": manifest["steps"][-1]["documents"],
-                                f"dropped/{part['part']}.parquet": dropped}
 
 
 def test_copies_within_a_part_are_told_apart_and_stay_on_one_side(tmp_path):
@@ -208,6 +211,12 @@ def test_the_tail_of_one_text(tmp_path):
     assert sides["train"] == text[:int(len(text) * 0.9)] and sides["train"] + sides["val"] == text
     counts = [len(list(read_corpus(tmp_path / "out", name))) for name in ("train", "val")]
     assert counts == [2, 1]  # the second document is divided
+    read = [*(tmp_path / "out" / "1-read").glob("*.parquet")]
+    before = [path.stat().st_mtime_ns for path in read]
+    run_pipeline(source, (), tmp_path / "out", voice=Voice(), split=Split("tail", 0.75))
+    assert before == [path.stat().st_mtime_ns for path in read]
+    train = "".join(item.text for item in read_corpus(tmp_path / "out", "train"))
+    assert train == text[:int(len(text) * 0.25)]
 
 
 def test_a_corpus_may_stay_whole(corpus, tmp_path):

@@ -72,13 +72,14 @@ def test_python_docs(tmp_path):
 def test_steps_are_set_by_name(corpus):
     chosen = config.override(experiment(Jsonl(str(corpus))), "curate.steps.gopher_quality.min_words", "4")
     assert chosen.stages[0].steps[0].min_words == 4 and chosen.stages[0].steps[1] == ExactDuplicates()
-    for path, message in (("gopher_qualty.min_words", "no step is called 'gopher_qualty'; did you mean 'gopher_quality'"),
-                          ("gopher_quality", "'gopher_quality' is a step; name one of its fields"),
-                          ("gopher_quality.min_word", "no field of GopherQuality is called 'min_word'; did you mean")):
+    for path, message in (
+            ("gopher_qualty.min_words", "no step is called 'gopher_qualty'; did you mean 'gopher_quality'"),
+            ("gopher_quality", "'gopher_quality' is a step; name one of its fields"),
+            ("gopher_quality.min_word", "no field of GopherQuality is called 'min_word'; did you mean")):
         with pytest.raises(UserError) as error:
             config.override(chosen, f"curate.steps.{path}", "4")
         assert message in str(error.value)
-    with pytest.raises(UserError, match="'steps' are several; name one and its field, as in curate.steps.gopher_quality"):
+    with pytest.raises(UserError, match="'steps' are several; name one and its field, as in curate.steps.gopher_qu"):
         config.override(chosen, "curate.steps", "()")
     bare = experiment(Jsonl(str(corpus)), steps=())
     with pytest.raises(UserError, match="no step is called 'minhash'; valid: none"):

@@ -35,6 +35,7 @@ def test_an_empty_side_is_refused():
 
 
 def test_settings():
-    for wrong, message in (({"val_fraction": 1.0}, "val_fraction"), ({"kind": "random"}, "split: must be 'hash' or 'tail'")):
+    for wrong, message in (({"val_fraction": 1.0}, "val_fraction"),
+                           ({"kind": "random"}, "split: must be 'hash' or 'tail'")):
         with pytest.raises(ValueError, match=message):
             Split(**wrong)

@@ -14,8 +14,8 @@ from jaxgpt.curation.document import document
 from jaxgpt.curation.store import Row
 
 ROWS = [Row(document(f"text {i} é", "s", url=f"http://example.com/{i}", date="2024-01-01T00:00:00Z"),
-            split="val" if i % 5 == 0 else "train", cluster="ab" * 16 if i % 7 == 0 else "", cluster_size=1 + (i % 7 == 0))
-        for i in range(100)]
+            split="val" if i % 5 == 0 else "train", cluster="ab" * 16 if i % 7 == 0 else "",
+            cluster_size=1 + (i % 7 == 0)) for i in range(100)]
 
 
 def write(path, rows=ROWS, size=None):
