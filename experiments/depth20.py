@@ -2,7 +2,7 @@
 
 Source:  Karpathy, nanochat (2025), the d20 model: 20 layers of width 1280, its own tokenizer of 32,768, 20 tokens for
          each weight of layers and head.
-Expect:  not yet run here: it takes an accelerator. Its plan for 16 v5e chips stands in the README:
+Expect:  not yet run here: it takes an accelerator. What it needs on 16 v5e chips says the first of these:
   jaxgpt plan experiments/depth20.py --on v5e-16
   JAXGPT_DATA=/data jaxgpt run experiments/depth20.py --distributed
   (documents as JSON lines with a "text" field, in $JAXGPT_DATA/fineweb-edu/*.jsonl.gz)
@@ -11,8 +11,8 @@ Expect:  not yet run here: it takes an accelerator. Its plan for 16 v5e chips st
 from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.sharding import Layout
-from jaxgpt.curation.sources import Jsonl
 from jaxgpt.curation.programs import Curate
+from jaxgpt.curation.sources import Jsonl
 from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.model import presets
 from jaxgpt.pretrain.programs import Pretrain

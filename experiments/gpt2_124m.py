@@ -11,8 +11,8 @@ import dataclasses
 from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
-from jaxgpt.curation.sources import Jsonl
 from jaxgpt.curation.programs import Curate
+from jaxgpt.curation.sources import Jsonl
 from jaxgpt.data.programs import Tokenize
 from jaxgpt.model import presets
 from jaxgpt.pretrain.programs import Pretrain

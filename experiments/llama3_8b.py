@@ -11,8 +11,8 @@ from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
 from jaxgpt.core.sharding import Layout
-from jaxgpt.curation.sources import Jsonl
 from jaxgpt.curation.programs import Curate
+from jaxgpt.curation.sources import Jsonl
 from jaxgpt.data.programs import Tokenize
 from jaxgpt.model import presets
 from jaxgpt.pretrain.programs import Pretrain

@@ -11,8 +11,8 @@ from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
 from jaxgpt.curation.programs import Curate
-from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.curation.remote import RemoteText
+from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.model import transformer
 from jaxgpt.pretrain.programs import Pretrain
 

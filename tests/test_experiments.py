@@ -12,10 +12,10 @@ from jaxgpt.core import config
 from jaxgpt.core.experiment import After, Context, Experiment, run
 from jaxgpt.core.files import read_json
 from jaxgpt.core.sharding import Layout
-from jaxgpt.curation.sources import TextFiles
 from jaxgpt.curation.programs import Curate
-from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.curation.python_docs import PythonDocs
+from jaxgpt.curation.sources import TextFiles
+from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.evals.evaluate import Evaluate
 from jaxgpt.evals.report import Report
 from jaxgpt.inference.load import load

@@ -19,8 +19,8 @@ from jaxgpt.core.loop import Loop
 from jaxgpt.core.metrics import read_metrics
 from jaxgpt.core.optim import Optim
 from jaxgpt.core.sharding import Layout, make_mesh
-from jaxgpt.curation.sources import TextFiles
 from jaxgpt.curation.programs import Curate
+from jaxgpt.curation.sources import TextFiles
 from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.model import transformer
 from jaxgpt.pretrain.programs import Pretrain

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.core.sharding import parts, sequence_is_split
 from jaxgpt.core.shapes import check
+from jaxgpt.core.sharding import parts, sequence_is_split
 
 
 def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, *, dtype=None) -> jax.Array:

@@ -30,8 +30,8 @@ from jaxgpt.core.experiment import Context, Experiment  # noqa: E402
 from jaxgpt.core.memory import keep_freed_memory  # noqa: E402
 from jaxgpt.core.optim import Optim  # noqa: E402
 from jaxgpt.core.sharding import Layout  # noqa: E402
-from jaxgpt.curation.sources import Jsonl  # noqa: E402
 from jaxgpt.curation.programs import Curate  # noqa: E402
+from jaxgpt.curation.sources import Jsonl  # noqa: E402
 from jaxgpt.data.programs import Tokenize  # noqa: E402
 from jaxgpt.evals.plot import Series, line_chart  # noqa: E402
 from jaxgpt.model import presets  # noqa: E402

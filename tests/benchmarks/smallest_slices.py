@@ -25,8 +25,8 @@ from jaxgpt.core.errors import UserError  # noqa: E402
 from jaxgpt.core.experiment import Experiment  # noqa: E402
 from jaxgpt.core.optim import Optim  # noqa: E402
 from jaxgpt.core.sharding import Layout  # noqa: E402
-from jaxgpt.curation.sources import Jsonl  # noqa: E402
 from jaxgpt.curation.programs import Curate  # noqa: E402
+from jaxgpt.curation.sources import Jsonl  # noqa: E402
 from jaxgpt.data.programs import Tokenize  # noqa: E402
 from jaxgpt.model import presets  # noqa: E402
 from jaxgpt.plan import cost  # noqa: E402
