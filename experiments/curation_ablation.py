@@ -19,6 +19,7 @@ import itertools
 import random
 import re
 import shutil
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxgpt.core import sharding
-from jaxgpt.core.experiment import Context, Experiment, Stage, run
+from jaxgpt.core.errors import UserError
+from jaxgpt.core.experiment import Context, Experiment, Stage, Stopped, run
 from jaxgpt.core.files import read_json, write_text
 from jaxgpt.core.loop import Loop
 from jaxgpt.curation.document import Document, Drop, document
@@ -132,7 +134,7 @@ class Web:
       mirror    some articles again, under eight other addresses
       revision  some others, eight times, with a word in fifty changed
       language  the Universal Declaration of Human Rights in one of 388 languages
-      spam      two sentences of an article, with one phrase over and over
+      spam      sentences of an article, and another before and after each of them
       teaser    beginnings of sentences that end in three dots
       template  sentences with places in braces that nothing was filled into
       list      short lines that end nowhere, and a few sentences
@@ -187,10 +189,10 @@ def planted(blocks: list[str], rng: random.Random) -> dict[str, list[str]]:
     sentences = re.split(r"(?<=[.!?]) ", " ".join(blocks))
     words, half = " ".join(blocks).split(), len(sentences) // 2
     rest = " ".join(sentences[half:]).split()
-    phrase, pick, word = rng.choice(sentences), lambda: rng.choice(sentences), lambda: rng.choice(words).strip(".,;:!?")
+    phrase, word = rng.choice(sentences), lambda: rng.choice(words).strip(".,;:!?")
     short = [" ".join(rest[start:start + 4]).strip(".,;:!?").lower() for start in range(0, len(rest), 4)]
     return {
-        "spam": [f"{phrase} {pick()} {phrase}" for _ in range(20)],
+        "spam": [f"{phrase} {sentence} {phrase}" for sentence in sentences[:20]],
         "teaser": [" ".join(words[start:start + 12]) + "..." for start in range(0, len(words), 12)],
         "template": [f"{sentence} See {{{word()}}}." if number % 4 == 0 else sentence
                      for number, sentence in enumerate(sentences)],
@@ -352,7 +354,8 @@ def picture(found: list[dict]) -> str:
                           reference=bars[0].value)
 
 
-def main() -> None:
+def main() -> str | None:
+    """Runs all; returns what went wrong, if anything did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=1_000_000, help="of each run")
@@ -361,7 +364,12 @@ def main() -> None:
                         help=f"some of {', '.join(variants())}; the others are compared with the first")
     parser.add_argument("--workdir", type=Path, default=Path("runs/curation_ablation"))
     given = parser.parse_args()
-    folders = run_all(given.variants, given.seeds, given.workdir, tokens=given.tokens, articles=given.articles)
+    try:
+        folders = run_all(given.variants, given.seeds, given.workdir, tokens=given.tokens, articles=given.articles)
+    except Stopped:
+        return "stopped; what is done is saved, and the same command goes on from there"
+    except UserError as error:
+        return str(error)
     found = results(given.variants, given.seeds, folders)
     corpus = read_json(folders[given.variants[0], given.seeds[0]] / "curate" / "corpus.json")
     told = report(found, corpus, given.tokens)
@@ -371,4 +379,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
