@@ -17,6 +17,7 @@ from jaxgpt.core.metrics import Progress
 from jaxgpt.curation import funnel, store
 from jaxgpt.curation.control import Halted
 from jaxgpt.curation.funnel_html import write_reports
+from jaxgpt.curation.phases import cut
 from jaxgpt.curation.pipeline import run_pipeline
 from jaxgpt.curation.recipe import fineweb
 from jaxgpt.curation.sources import source_for
@@ -70,8 +71,11 @@ def curate(arguments, words: Sequence[str]) -> int:
     Raises:
       UserError: no such file, step, field or runner, and what run_pipeline raises.
     """
-    steps = _steps(arguments)
-    split = _split(arguments.val_fraction)
+    steps, split = _steps(arguments), _split(arguments.val_fraction)
+    try:
+        cut(steps, split)
+    except ValueError as error:
+        raise UserError(f"{arguments.recipe or '--set'}: {error}") from error
     inputs = arguments.input[0] if len(arguments.input) == 1 else tuple(arguments.input)
     source, terminal, output = source_for(inputs, field=arguments.field), Terminal(), arguments.output
     with _alone_in(output), terminal.listening():
@@ -122,7 +126,7 @@ def _split(val_fraction: float) -> Split:
     try:
         return Split("hash", val_fraction)
     except ValueError as error:
-        raise UserError(f"--val-fraction: {error}") from error
+        raise UserError(f"--val-fraction {val_fraction}: {str(error).removeprefix('val_fraction: ')}") from error
 
 
 @contextlib.contextmanager

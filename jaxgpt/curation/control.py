@@ -44,8 +44,10 @@ class Control:
         return store.join(self.folder, ".run", name)
 
     def begin(self) -> None:
-        """Forgets an earlier run."""
-        store.remove(self._path(""))
+        """Forgets an earlier run, and nothing else that may lie there."""
+        for name in store.names(self._path("")):
+            if re.fullmatch(r"(stop|error|tasks)\.json|(progress|worker)-\d+(\.log)?", name):
+                store.remove(self._path(name))
 
     def stop(self) -> None:
         """Asks all workers to stop."""
@@ -108,7 +110,9 @@ class Control:
 
     def end(self) -> None:
         """Leaves nothing behind."""
-        store.remove(self._path(""))
+        self.begin()
+        if not store.names(self._path("")):
+            store.remove(self._path(""))
 
 
 class Watch:

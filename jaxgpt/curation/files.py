@@ -23,6 +23,9 @@ def find_files(paths: str | tuple[str, ...]) -> list[str]:
     """
     found = set()
     for pattern in (paths,) if isinstance(paths, str) else paths:
+        if os.path.isfile(pattern):  # whatever characters its name has
+            found.add(pattern)
+            continue
         expanded = os.path.expandvars(os.path.expanduser(pattern))
         if "$" in expanded:
             raise UserError(f"{pattern}: names an environment variable that is not set")
@@ -35,7 +38,11 @@ def find_files(paths: str | tuple[str, ...]) -> list[str]:
             where = "" if is_remote(expanded) else f" (looked from {os.getcwd()})"
             raise UserError(f"{shown}: no such file{where}")
         found.update(matches)
-    return sorted(found)
+    once = {path if is_remote(path) else os.path.realpath(path): path for path in sorted(found, reverse=True)}
+    for path in once.values():
+        if path.encode("utf-8", "replace").decode() != path:
+            raise UserError(f"{path!r}: its name is not text in UTF-8; rename it")
+    return sorted(once.values())
 
 
 def open_file(path: str) -> BinaryIO:

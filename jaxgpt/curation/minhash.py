@@ -176,7 +176,7 @@ class MinHash:
       bands, rows: bands x rows is the length of the signature, 112 in FineWeb.
       shingle: how many words a shingle has. Without spaces between words, as in Thai, a word is a clause.
       per_source: whether only documents of one source are compared, as in FineWeb, where that is a crawl; else all are.
-        The source of a page from a WARC file is its crawl, but that of most other documents the file they stand in.
+        The source of a page from Common Crawl's files is its crawl, but that of other documents the file they stand in.
       verify: the least similarity of linked documents; None links all candidates.
       max_bucket: with `verify`, a document is compared with this many of those that share its band, the smallest ones;
         so all pairs are compared where no more documents share it. Without, all are linked, since it costs no more; the
@@ -190,7 +190,7 @@ class MinHash:
     bands: int = 14
     rows: int = 8
     shingle: int = 5
-    per_source: bool = True
+    per_source: bool = False
     verify: float | None = None
     max_bucket: int = 100
     max_characters: int = 500_000

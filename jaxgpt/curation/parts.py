@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -47,7 +48,7 @@ def find_parts(paths: Sequence[str], cache: str) -> list[Part]:
     """
     if not paths:
         raise UserError("there are no files to read")
-    before = store.read_json(cache) if store.exists(cache) else {}
+    before = _remembered(cache)
     known, found, taken = {}, [], set()
     for path in map(os.fspath, paths):
         size, identity = _local(path, before, known) if store.is_local(path) else _remote(path)
@@ -61,6 +62,13 @@ def find_parts(paths: Sequence[str], cache: str) -> list[Part]:
     if known != before:
         store.write_json(cache, known)
     return found
+
+
+def _remembered(cache: str) -> dict:
+    with contextlib.suppress(UserError):
+        held = store.read_json(cache) if store.exists(cache) else {}
+        return held if isinstance(held, dict) else {}
+    return {}  # damaged: the files are hashed again
 
 
 def _stem(path: str) -> str:

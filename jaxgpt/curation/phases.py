@@ -12,13 +12,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 
 from jaxgpt.core.config import to_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import sha256
 from jaxgpt.curation.code import code_of
-from jaxgpt.curation.document import Drop, Measure, Search, Step, document
+from jaxgpt.curation.document import Document, Drop, Measure, Search, Step, document
 from jaxgpt.curation.parts import Part
 from jaxgpt.curation.split import Split
 
@@ -130,6 +131,11 @@ def _runs(steps: Sequence) -> Iterator[tuple[Search | None, tuple[Step, ...]]]:
     yield search, tuple(run)
 
 
+def measures_of(step: Step) -> tuple[Measure, ...]:
+    """What a step needs to know of a text; one that says nothing of it needs nothing."""
+    return getattr(step, "measures", ())
+
+
 def _expensive(run: Sequence[Step]) -> int:
     """How many of the first steps end with the last expensive one."""
     return max((i for i, step in enumerate(run, 1) if getattr(step, "expensive", False)), default=0)
@@ -137,7 +143,7 @@ def _expensive(run: Sequence[Step]) -> int:
 
 def _measures(run: Sequence[Step]) -> tuple[Measure, ...]:
     found: dict[str, Measure] = {}
-    for measure in (measure for step in run for measure in step.measures):
+    for measure in (measure for step in run for measure in measures_of(step)):
         if found.setdefault(measure.name, measure) != measure:
             raise ValueError(f"measures: two different ones are called '{measure.name}'")
     return tuple(found.values())
@@ -146,9 +152,13 @@ def _measures(run: Sequence[Step]) -> tuple[Measure, ...]:
 def _check_names(steps: Sequence) -> None:
     seen = set()
     for step in steps:
+        if isinstance(step, type) or not dataclasses.is_dataclass(step):
+            raise ValueError(f"steps: {step!r} is no step; a step is a frozen dataclass, such as GopherQuality()")
         for needed in ("name", "apply" if is_search(step) else "__call__"):
             if not hasattr(step, needed):
                 raise ValueError(f"steps: {step!r} is no step (it has no {needed})")
+        if not re.fullmatch(r"\w[\w-]*", step.name):
+            raise ValueError(f"steps: the name '{step.name}' is that of a folder: letters, digits, _ and - only")
         if step.name in seen:
             raise ValueError(f"steps: two are called '{step.name}'; give one another name=")
         seen.add(step.name)
@@ -216,8 +226,21 @@ def probe(steps: Sequence) -> None:
             list(step.fingerprints(sample))
             continue
         judged = sample
-        for measure in step.measures:
-            judged = judged.with_scores(measure)
-        outcome = step(judged)
-        if not hasattr(outcome, "text") and not isinstance(outcome, Drop):
-            raise UserError(f"step '{step.name}': gave {type(outcome).__name__}, expected a Document or a Drop")
+        try:
+            for measure in measures_of(step):
+                judged = judged.with_scores(measure)
+            check_outcome(step, step(judged))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"step '{step.name}': {type(error).__name__}: {error}") from error
+
+
+def check_outcome(step: Step, outcome) -> None:
+    """Refuses what is neither a document nor a drop.
+
+    Raises:
+      UserError: names the step.
+    """
+    if not isinstance(outcome, (Document, Drop)):
+        raise UserError(f"step '{step.name}': gave {type(outcome).__name__}, expected a Document or a Drop")

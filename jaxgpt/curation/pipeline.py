@@ -10,6 +10,7 @@ What is complete is not done again: a run that was killed goes on, a new thresho
 from __future__ import annotations
 
 import hashlib
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -72,10 +73,13 @@ def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: V
     parts = find_parts(source.files(store.join(folder, "source")), store.join(folder, ".inputs.json"))
     settings = [settings_of(phase, source) for phase in phases]
     keys = keys_of(phases, settings, parts)
-    todo = [_incomplete(folder, phase, parts, row) for phase, row in zip(phases, keys)]
+    todo = [{part.name for part, key in zip(parts, row) if not is_complete(folder, phase, part.name, key)}
+            for phase, row in zip(phases, keys)]
+    told = all(_is_told(folder, phase, parts, row) for phase, row in zip(phases, keys))
     corpus = store.join(folder, "corpus.json")
-    if any(todo) or not store.exists(corpus):
-        store.remove(corpus)
+    if any(todo) or not told or _read(corpus) is None:
+        for name in ("corpus.json", "stats.json", "report.md", "report.html"):
+            store.remove(store.join(folder, name))
         _tell_changes(folder, phases, settings, todo, voice)
         if any(todo):
             job = Job(folder, source, phases, Control(folder, local=runner == LOCAL and store.is_local(folder)))
@@ -87,14 +91,24 @@ def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: V
     return store.read_json(corpus)
 
 
-def _incomplete(folder: str, phase: Phase, parts: Sequence[Part], keys: Sequence[str]) -> set[str]:
-    """The names of the parts that a phase is still to do."""
-    manifest = store.join(folder, phase.folder, "manifest.json")
-    if store.exists(manifest):
-        held = {entry["part"]: entry["key"] for entry in store.read_json(manifest)["parts"]}
-        if held == {part.name: key for part, key in zip(parts, keys)}:
-            return set()
-    return {part.name for part, key in zip(parts, keys) if not is_complete(folder, phase, part.name, key)}
+def _is_told(folder: str, phase: Phase, parts: Sequence[Part], keys: Sequence[str]) -> bool:
+    """Whether a phase's manifest names these parts."""
+    held = _manifest(folder, phase.folder)
+    return held is not None and ({entry["part"]: entry["key"] for entry in held["parts"]}
+                                 == {part.name: key for part, key in zip(parts, keys)})
+
+
+def _manifest(folder: str, name: str) -> dict | None:
+    """The manifest of a phase, or None where that folder holds none that was written here."""
+    held = _read(store.join(folder, name, "manifest.json"))
+    return held if held and held.get("phase") == name and {"parts", "settings"} <= set(held) else None
+
+
+def _read(path: str) -> dict | None:
+    """A JSON object, or None where there is none, or a damaged one."""
+    with contextlib.suppress(UserError):
+        held = store.read_json(path) if store.exists(path) else None
+        return held if isinstance(held, dict) else None
 
 
 def _tell_changes(folder: str, phases: Sequence[Phase], settings: Sequence[dict], todo: Sequence[set], voice) -> None:
@@ -102,7 +116,8 @@ def _tell_changes(folder: str, phases: Sequence[Phase], settings: Sequence[dict]
     for phase, chosen, parts in zip(phases, settings, todo):
         manifest = store.join(folder, phase.folder, "manifest.json")
         if store.exists(manifest):
-            difference = first_difference(store.read_json(manifest)["settings"], chosen) if parts else None
+            held = _manifest(folder, phase.folder)
+            difference = first_difference(held["settings"], chosen) if parts and held else None
             if difference:
                 brief = difference if len(difference) < 160 else f"{difference.split(' is ')[0]} is another"
                 voice.log(f"{phase.folder}: anew, since {brief}")
@@ -183,7 +198,7 @@ def _check_workers(running: Engine, places: dict[str, int]) -> None:
 def _finish(folder: str, phases: Sequence[Phase], settings: Sequence[dict], parts: Sequence[Part],
             keys: Sequence[Sequence[str]], source) -> None:
     """Writes the manifests and corpus.json, and removes what is of no part and no phase any more."""
-    steps, last = [], {}
+    steps, last, manifests = [], {}, {}
     for phase, chosen, row in zip(phases, settings, keys):
         records = [store.read_json(paths_of(folder, phase, part.name)["record"]) for part in parts]
         for part, record, key in zip(parts, records, row):
@@ -195,12 +210,13 @@ def _finish(folder: str, phases: Sequence[Phase], settings: Sequence[dict], part
         steps += last["steps"]
         entries = [{"part": part.name, "path": part.path, "bytes": part.bytes, "identity": part.identity, "key": key,
                     "files": record["files"]} for part, record, key in zip(parts, records, row)]
-        store.write_json(store.join(folder, phase.folder, "manifest.json"), {
-            "phase": phase.folder, "kind": phase.kind, "reads": phase.reads, "settings": chosen, **last,
-            "parts": entries})
+        manifests[phase.folder] = {"phase": phase.folder, "kind": phase.kind, "reads": phase.reads, "settings": chosen,
+                                   **last, "parts": entries}
     verify_counts(steps)
-    _tidy(folder, phases, parts)
     _check_left(steps, last["splits"], phases[-1].split, source)
+    for name, manifest in manifests.items():
+        store.write_json(store.join(folder, name, "manifest.json"), manifest)
+    _tidy(folder, phases, parts)
     store.write_json(store.join(folder, "corpus.json"), {
         "documents": phases[-1].folder, "steps": steps, "splits": last["splits"], "source": to_json(source),
         "settings": {name: value for chosen in settings for name, value in _by_step(chosen).items()},
@@ -297,7 +313,7 @@ def _tidy(folder: str, phases: Sequence[Phase], parts: Sequence[Part]) -> None:
     """Removes files of parts, and folders of phases, that the corpus no longer has."""
     kept = {phase.folder.split("/")[0] for phase in phases}
     for name in store.names(folder):
-        if re.match(r"\d+-", name) and name not in kept and store.exists(store.join(folder, name, "manifest.json")):
+        if re.match(r"\d+-", name) and name not in kept and _manifest(folder, name):
             store.remove(store.join(folder, name))
     files = {f"{part.name}{ending}" for part in parts for ending in (".parquet", ".json")} | {"manifest.json"}
     for phase in phases:

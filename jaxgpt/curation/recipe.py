@@ -19,6 +19,7 @@ def fineweb() -> tuple[Step | Search, ...]:
     """FineWeb's steps with FineWeb's thresholds, in its order.
 
     Beside them exact duplicates go before MinHash, which then has fewer documents to hash and keeps the same ones. The
+    documents of all crawls are compared at once; FineWeb does it crawl by crawl (`MinHash(per_source=True)`). The
     lists of the address filter are files that a user names: without them it passes every address. Decontamination takes
     the evaluation sets that a user names, so it is not among them.
 

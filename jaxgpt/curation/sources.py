@@ -251,6 +251,8 @@ def _document(record: Mapping, field: str, place: str, source: str) -> Document 
     """The document in a row of a table."""
     text = record.get(field)
     if not isinstance(text, str):
+        if field in record:
+            raise UserError(f"{place}: the field '{field}' is {type(text).__name__}, not text")
         raise UserError(f"{place}: no text in the field '{field}'; its fields are "
                         f"{', '.join(map(repr, record)) or 'none'}")
     if not text.strip():
@@ -288,3 +290,5 @@ def _json(path: str, number: int, line: str):
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets without end
+        raise UserError(f"{path}, line {number}: not JSON that can be read here ({error})") from error

@@ -278,6 +278,9 @@ def writing_table(path: str, columns: Mapping[str, str], files: dict[str, dict])
             raise
 
 
+AGAIN = "remove the folder of the whole corpus (in an experiment, of the stage) and run the same command again"
+
+
 def read_table(path: str, columns: Sequence[str] | None = None) -> Iterator[tuple]:
     """Yields rows, their values in the order of the columns asked for, or of all.
 
@@ -294,25 +297,29 @@ def read_table(path: str, columns: Sequence[str] | None = None) -> Iterator[tupl
                 order = columns or group.column_names
                 yield from zip(*(group.column(name).to_pylist() for name in order))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; it is named by a manifest, so something removed it: remove the "
-                        "folder and run the same command again") from error
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowKeyError, KeyError) as error:
-        raise UserError(f"{path}: not the Parquet file that was written there ({error}); remove its folder and run "
-                        "the same command again") from error
+        raise UserError(f"{path}: no such file; it is named by a manifest, so something removed it: {AGAIN}") from error
+    except (pyarrow.ArrowException, KeyError, OSError) as error:
+        raise UserError(f"{path}: not the Parquet file that was written there ({error}): {AGAIN}") from error
 
 
 def column_names(path: str) -> list[str]:
     """The columns of a Parquet file."""
-    import pyarrow.parquet
-    with reading(path) as file:
-        return pyarrow.parquet.ParquetFile(file).schema_arrow.names
+    return _footer(path).schema.to_arrow_schema().names
 
 
 def row_count(path: str) -> int:
     """The rows of a Parquet file."""
+    return _footer(path).num_rows
+
+
+def _footer(path: str):
+    import pyarrow
     import pyarrow.parquet
-    with reading(path) as file:
-        return pyarrow.parquet.ParquetFile(file).metadata.num_rows
+    try:
+        with reading(path) as file:
+            return pyarrow.parquet.ParquetFile(file).metadata
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not the Parquet file that was written there ({error}): {AGAIN}") from error
 
 
 def read_rows(path: str) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from jaxgpt.curation import store
 from jaxgpt.curation.control import Watch
 from jaxgpt.curation.document import Document, Drop, Fingerprint, Measure, Verdict
 from jaxgpt.curation.parts import Part
-from jaxgpt.curation.phases import PROBE, Phase
+from jaxgpt.curation.phases import PROBE, Phase, check_outcome, measures_of
 from jaxgpt.curation.split import SPLITS, cut_at, side
 from jaxgpt.curation.store import Row
 from jaxgpt.tokenizer.bpe import valid_unicode
@@ -311,9 +311,10 @@ def _through(row: Row | Drop, phase: Phase, tallies: list[Tally], verdicts: Mapp
             if verdict is not None and verdict.cluster_size > 1:
                 row = row._replace(cluster=verdict.cluster, cluster_size=verdict.cluster_size)
         else:
-            for measure in step.measures:
+            for measure in measures_of(step):
                 row = row._replace(document=row.document.with_scores(measure))
             outcome = step(row.document)
+            check_outcome(step, outcome)
         if isinstance(outcome, Drop):
             tally.drop(outcome.reason, size)
             return Dropped(before, tally.name, outcome)

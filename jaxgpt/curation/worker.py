@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 
 
 def main(logs: str) -> None:
@@ -19,8 +21,16 @@ def main(logs: str) -> None:
     with open(path, "w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     from apache_beam.runners.worker import sdk_worker_main
     sdk_worker_main.main(sys.argv[:1])
+
+
+def _end_with(run: int) -> None:
+    """A worker without its run, which may have been killed, would wait for work for ever."""
+    while os.getppid() == run:
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

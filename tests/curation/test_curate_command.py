@@ -105,9 +105,11 @@ def test_an_experiment_is_a_recipe_too(words, tmp_path, capsys):
     (["--without", "minhash"], "--without minhash: no step is called that; valid: long, exact_duplicates"),
     (["--runner", "Flink"], "--runner Flink: there is no runner of that name; valid: FnApiRunner, DataflowRunner"),
     (["--workers", "0"], "--workers 0: at least 1"),
-    (["--val-fraction", "1"], "--val-fraction: val_fraction: must be at least 0 and below 1, not 1.0"),
+    (["--val-fraction", "1"], "--val-fraction 1.0: must be at least 0 and below 1, not 1.0"),
     (["--field", "body"], "a.jsonl, line 1: no text in the field 'body'; its fields are 'text'"),
     (["--recipe", "nosuch.py"], "nosuch.py: no such experiment file"),
+    (["--set", "long.name=exact_duplicates"], "steps: two are called 'exact_duplicates'; give one another name="),
+    (["--set", "long.name=../up"], "steps: the name '../up' is that of a folder: letters, digits, _ and - only"),
     (["--", "stray"], "stray: not expected there; options for Beam begin with -- and follow a lone --"),
     (["--", "--no_such_option=1"], "--no_such_option: Beam has no such option for FnApiRunner"),
 ])

@@ -233,7 +233,7 @@ def test_sources_are_compared_where_asked():
     text = " ".join(WORDS[:50])
     parts = {"p": [numbered(1, text, "crawl 1"), numbered(2, text, "crawl 1")],
              "q": [numbered(3, text, "crawl 2"), numbered(4, text, "crawl 2"), numbered(5, text, "crawl 3")]}
-    (each, across), _ = searching.run([MinHash(name="each"), MinHash(name="across", per_source=False)], parts)
+    (each, across), _ = searching.run([MinHash(name="each", per_source=True), MinHash(name="across")], parts)
     assert {key.id[-1] for key, verdict in each.items() if not verdict.keep} == {"2", "4"}
     assert {key.id[-1] for key, verdict in across.items() if not verdict.keep} == {"2", "3", "4", "5"}
 

@@ -287,6 +287,52 @@ def test_a_damaged_part_is_done_again(corpus, tmp_path):
     assert files(tmp_path / "out") == whole
 
 
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:100])])
+def test_a_complete_corpus_that_lost_a_file_is_mended(corpus, tmp_path, harm):
+    curate(corpus, tmp_path / "out")
+    whole = files(tmp_path / "out")
+    for folder in ("2-scores", "4-exact_duplicates"):
+        harm(next((tmp_path / "out" / folder).glob("a-*.parquet")))
+    curate(corpus, tmp_path / "out")
+    assert files(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("name", ["corpus.json", "3-enough/manifest.json", ".inputs.json"])
+def test_a_damaged_record_of_what_was_done_is_written_anew(corpus, tmp_path, name):
+    curate(corpus, tmp_path / "out")
+    whole = files(tmp_path / "out")
+    (tmp_path / "out" / name).write_text("[half")
+    curate(corpus, tmp_path / "out")
+    assert files(tmp_path / "out") == whole
+
+
+def test_what_is_not_ours_stays(corpus, tmp_path):
+    for name in ("2024-data/manifest.json", "2024-data/precious", ".run/precious"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text('"hi"')
+    curate(corpus, tmp_path / "out")
+    curate(corpus, tmp_path / "out", STEPS[:1])
+    assert {"2024-data/manifest.json", "2024-data/precious", ".run/precious"} <= set(files(tmp_path / "out"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """Gives nothing for some documents."""
+
+    name: str = "bad"
+
+    def __call__(self, item):
+        return None if "of all" in item.text else item
+
+
+def test_what_is_no_step_is_told(corpus, tmp_path):
+    with pytest.raises(UserError, match="step 'bad': gave NoneType, expected a Document or a Drop"):
+        curate(corpus, tmp_path / "out", (Bad(),))
+    for wrong in (Upper, "upper", object()):
+        with pytest.raises(ValueError, match="is no step; a step is a frozen dataclass, such as GopherQuality"):
+            cut((wrong,))
+
+
 def test_an_incomplete_corpus_is_not_read(corpus, tmp_path):
     with pytest.raises(UserError, match="holds no complete corpus"):
         list(read_corpus(tmp_path))

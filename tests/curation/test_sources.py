@@ -90,7 +90,9 @@ def test_json_lines(tmp_path, name, pack):
     (b'{"text": "fine"', "line 2: not valid JSON"),
     (b'["text"]', "line 2: expected a JSON object, got list"),
     (b'{"title": "x", "body": "y"}', "line 2: no text in the field 'text'; its fields are 'title', 'body'"),
-    (b'{"text": 3}', "line 2: no text in the field 'text'"),
+    (b'{"text": 3}', "line 2: the field 'text' is int, not text"),
+    (b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "line 2: not JSON that can be read here"),
+    (b"[" * 100_000, "line 2: not JSON that can be read here"),
     (b'{"text": "\xff"}', "line 2: byte 10 \\(0xff\\) is not UTF-8"),
 ])
 def test_bad_json_names_file_and_line(tmp_path, line, message):
@@ -109,7 +111,7 @@ def test_parquet(tmp_path):
     assert without_source(read(Parquet(str(tmp_path / "a.parquet"), field="body"))) == without_source(READ) * 200
     with pytest.raises(UserError, match="a.parquet: no column 'text'; its columns are 'body', 'url', 'date', 'n'"):
         read(Parquet(str(tmp_path / "a.parquet")))
-    with pytest.raises(UserError, match="a.parquet, row 0: no text in the field 'n'"):
+    with pytest.raises(UserError, match="a.parquet, row 0: the field 'n' is int, not text"):
         read(Parquet(str(tmp_path / "a.parquet"), field="n"))
     (tmp_path / "b.parquet").write_text("not Parquet at all")
     with pytest.raises(UserError, match="b.parquet, row 0: cannot be read as Parquet"):
@@ -163,7 +165,7 @@ def test_bad_tfds(dataset, tmp_path):
         Tfds(dataset, split="test").files()
     with pytest.raises(UserError, match="no feature 'body'; its features are 'number', 'text', 'url'"):
         Tfds(dataset, field="body").files()
-    with pytest.raises(UserError, match="record 0: no text in the field 'number'"):
+    with pytest.raises(UserError, match="record 0: the field 'number' is [a-z0-9]+, not text"):
         read(Tfds(dataset, field="number"))
     with pytest.raises(UserError, match="no_such_dataset: neither a folder with a TFDS dataset nor the name"):
         Tfds("no_such_dataset").files()
