@@ -28,8 +28,8 @@ def test_files_that_are_named_exist(path):
     assert (ROOT / path).is_file()
 
 
-COMMANDS = sorted({line for line in re.findall(r"jaxgpt (?:run|plan|chat|sample|tokenize|import|export|info) [^`'\n|]*", TEXT)
-                   if "FILE" not in line})
+NAMES = "run|curate|plan|chat|sample|tokenize|import|export|info"
+COMMANDS = sorted({line for line in re.findall(rf"jaxgpt (?:{NAMES}) (?:'[^'\n]*'|[^`'\n|])*", TEXT) if "FILE" not in line})
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -42,4 +42,4 @@ def test_command_lines_parse(line):
 
 
 def test_no_figure_is_missing():
-    assert COMMANDS and not re.findall(r"@[A-Z]+@", TEXT)
+    assert COMMANDS and not re.findall(r"@[A-Z]+@|[A-Z]+_SECTION|[A-Z]+_OUTPUT", TEXT)
