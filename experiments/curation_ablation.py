@@ -5,7 +5,8 @@ kind (see `Web`). Every variant leaves out one step of FineWeb's recipe; "raw" i
 bits per byte on one clean tenth of the articles that is nowhere in the web.
 
 Source:  Penedo et al., "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale" (2024), section 3.
-Expect:  not yet measured
+Expect:  2.22 bits per byte with the full recipe, 2.47 from raw extraction (--seeds 0 --tokens 200000 --articles 500,
+         commit d3b563c); all variants stand in the README
   jaxgpt run experiments/curation_ablation.py                                    the full recipe alone
   JAXGPT_DATA=data python experiments/curation_ablation.py --seeds 0 1 2         all variants, a table and a picture
 """

@@ -1,8 +1,8 @@
 """The whole pipeline on a laptop: documents -> tokenizer -> base -> assistant -> practice -> report.
 
 Source:  Karpathy, "Deep Dive into LLMs like ChatGPT" (2025).
-Expect:  1.64 bits per byte against 2.31 of xz; sums 19.5% after finetuning, 99.5% after
-         practice; identity 98%; about 4 minutes on 2 cores of an AMD EPYC (Zen 5), commit 1024686
+Expect:  1.77 bits per byte against 2.92 of xz; sums 23% after finetuning, 97.5% after
+         practice; identity 100%; 1.9 GB; commit 3383cfa, seed 0
   jaxgpt run experiments/quickstart.py
   jaxgpt chat runs/quickstart
 """
