@@ -30,6 +30,8 @@ import web_pages
 from side_by_side import Worker, header, in_turns, parser, probe, ratio, serve, table, version
 
 SECTIONS = ("steps", "chain", "workers", "memory", "projection")
+PEER = ("datatrove", "spacy", "nltk", "tldextract", "pyahocorasick", "faust-cchardet", "python-magic", "fasteners",
+        "orjson", "warcio")  # datatrove, and what its steps ask for when they are made
 NOT_FINEWEB = ("extract: resiliparse", "measure: contamination", "decontaminate", "measure: learned quality",
                "learned_quality")
 PATIENCE = 10.0  # seconds before datatrove gives up on a page: none should be lost because a machine is busy
@@ -203,7 +205,10 @@ def max_rate(same: tuple) -> tuple[str, int, int, float]:
 def chain_section(given, folder: Path) -> None:
     inputs, output, core = made(folder, given.pages, given.files, given.data), str(folder), a_core()
     sides = [Worker("jaxgpt", __file__, "jaxgpt", given.data or "", core)]
-    if version("datatrove") and version("spacy"):
+    missing = [package for package in PEER if not version(package)]
+    if missing:
+        print(f"\ndatatrove is left out: pip install {' '.join(missing)}")
+    else:
         sides.append(Worker("datatrove", __file__, "datatrove", given.data or "", core))
     left = {}
     for side in sides:
