@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +26,22 @@ from jaxgpt.core.config import first_difference, to_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import cannot_write, disk_is_full, read_json, write_json
 from jaxgpt.core.metrics import TRACKERS, Progress, duration, peak_memory_bytes
+from jaxgpt.core.running import Stop, alone_in, listening
+
+
+STOPPING = "stopping after this step and saving (once more to stop at once)"
 
 
 class Stopped(Exception):
-    """A signal asked for a stop and what had been done is saved."""
+    """A signal asked for a stop and what had been done is saved.
+
+    Attributes:
+      signal: its number; None where another host was asked.
+    """
+
+    def __init__(self, signal: int | None = None):
+        super().__init__()
+        self.signal = signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +135,8 @@ class Context:
         self.experiment, self.stage, self.workdir, self.profile = experiment, stage, Path(workdir), profile
         self.directory, self.seed = self.workdir / stage.name, experiment.seed
         self.rules = sharding.get_rules(experiment.rules)
-        self._mesh, self._stop, self._progress = mesh, threading.Event(), None
+        self._mesh, self._progress = mesh, None
+        self.stop = Stop()
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -171,7 +181,7 @@ class Context:
 
     def should_stop(self) -> bool:
         """Whether a signal asked for a stop."""
-        return self._stop.is_set()
+        return self.stop.asked()
 
     def check_stop(self) -> None:
         """Raises Stopped if a signal asked for one: for work that is begun anew and not resumed."""
@@ -201,7 +211,7 @@ def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None,
         def begin():
             for stage in stages:
                 check_same(experiment, stage, workdir)
-            held.enter_context(_alone_in(workdir))
+            held.enter_context(alone_in(workdir, "--workdir"))
 
         distributed.all_or_none(begin if distributed.is_main() else lambda: None)
         held.enter_context(distributed.ends_together(workdir, clean=Stopped))
@@ -218,7 +228,7 @@ def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None,
             distributed.seen(manifest)
             _say(f"{label}: done in {duration(seconds)}")
             if number < len(stages) and distributed.total(context.should_stop()):
-                raise Stopped
+                raise Stopped(context.stop.signal)
 
 
 def _say(text: str) -> None:
@@ -239,7 +249,7 @@ def _nowhere():
 def _run_stage(context: Context) -> float:
     """One stage, on all hosts or the first; all return, or raise Stopped, when it is over."""
     seconds, stopped = 0.0, False
-    with _signals(context):
+    with listening(context.stop, context.log, STOPPING):
         try:
             if distributed.is_main():
                 seconds = _run_and_record(context)
@@ -249,7 +259,7 @@ def _run_stage(context: Context) -> float:
             stopped = True
         distributed.wait()
     if distributed.total(stopped):
-        raise Stopped
+        raise Stopped(context.stop.signal)
     return seconds
 
 
@@ -351,42 +361,3 @@ def check_same(experiment: Experiment, stage: Stage, workdir: Path) -> None:
         if (workdir / name / "manifest.json").exists() and fingerprint(workdir, name) != old:
             raise UserError(f"{folder}: was made from another '{name}' than the one in {workdir}; remove {folder} "
                             "to run this stage anew")
-
-
-@contextlib.contextmanager
-def _alone_in(workdir: Path):
-    """Holds the workdir's lock, so that two runs never write into one folder."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / ".lock", "w")
-    except OSError as error:
-        raise cannot_write(workdir, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{workdir}: another run is working there; wait for it, or choose another "
-                            "--workdir") from error
-        yield
-
-
-@contextlib.contextmanager
-def _signals(context: Context):
-    """SIGTERM and Ctrl-C ask for a clean stop; a second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number, frame):
-        if context.should_stop():
-            raise KeyboardInterrupt
-        context._stop.set()
-        with contextlib.suppress(RuntimeError):  # the signal may have interrupted a write to the same stream
-            context.log("stopping after this step and saving (once more to stop at once)")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,8 +9,9 @@ What is complete is not done again: a run that was killed goes on, a new thresho
 
 from __future__ import annotations
 
-import hashlib
 import contextlib
+import dataclasses
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: V
     """Makes a corpus of what a source reads.
 
     Args:
-      source: lists its files and reads one.
+      source: lists its files and reads one; or several, in a tuple, whose files are read one source after the other.
       steps: the recipe, in order.
       folder: where the corpus goes; a path, or an address that fsspec knows.
       voice: told how it goes.
@@ -70,8 +71,9 @@ def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: V
     check_options(runner, options)
     phases = cut(steps, split)
     probe(steps)
-    parts = find_parts(source.files(store.join(folder, "source")), store.join(folder, ".inputs.json"))
-    settings = [settings_of(phase, source) for phase in phases]
+    sources = source if isinstance(source, tuple) else (source,)
+    parts = _parts(sources, folder)
+    settings = [settings_of(phase, sources) for phase in phases]
     keys = keys_of(phases, settings, parts)
     todo = [{part.name for part, key in zip(parts, row) if not is_complete(folder, phase, part.name, key)}
             for phase, row in zip(phases, keys)]
@@ -82,13 +84,37 @@ def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: V
             store.remove(store.join(folder, name))
         _tell_changes(folder, phases, settings, todo, voice)
         if any(todo):
-            job = Job(folder, source, phases, Control(folder, local=runner == LOCAL and store.is_local(folder)))
+            job = Job(folder, sources, phases, Control(folder, local=runner == LOCAL and store.is_local(folder)))
             tasks = make_tasks(parts, keys, bins=workers if runner == LOCAL else None)
             _do(job, tasks, todo, voice, runner=runner, workers=workers, options=options)
         _finish(folder, phases, settings, parts, keys, source)
     else:
         voice.log(f"{folder}: complete, and nothing has changed")
     return store.read_json(corpus)
+
+
+def _parts(sources: tuple, folder: str) -> list[Part]:
+    """What all sources read, in order.
+
+    Raises:
+      UserError: a file is one that the corpus itself holds.
+    """
+    made = store.join(folder, "source")  # of sources that make their files, or download them
+    listed = [(number, path) for number, source in enumerate(sources)
+              for path in source.files(made if len(sources) == 1 else store.join(made, str(number)))]
+    for _, path in listed:
+        if _is_inside(path, folder) and not _is_inside(path, made):
+            raise UserError(f"{path}: lies in {folder}, where the corpus goes; choose another folder for the corpus, or "
+                            "other files to read")
+    found = find_parts([path for _, path in listed], store.join(folder, ".inputs.json"))
+    return [dataclasses.replace(part, source=number) for part, (number, _) in zip(found, listed)]
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    """Whether a file is in a folder, however deep."""
+    if store.is_local(path) and store.is_local(folder):
+        path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return path.startswith(folder.rstrip("/") + "/")
 
 
 def _is_told(folder: str, phase: Phase, parts: Sequence[Part], keys: Sequence[str]) -> bool:
@@ -225,6 +251,7 @@ def _finish(folder: str, phases: Sequence[Phase], settings: Sequence[dict], part
 
 
 def _by_step(settings: dict) -> dict:
+    settings = settings.get("sources", [settings])[0]
     search = settings.get("search")
     return {**({search["name"]: search} if search else {}), **settings.get("steps", {})}
 

@@ -1,6 +1,7 @@
 """The stage Curate, through the code that runs experiments."""
 
 import json
+import signal
 
 import pytest
 
@@ -61,6 +62,18 @@ def test_a_clean_corpus_needs_no_steps(tmp_path):
     assert list(found["steps"]) == ["read", "train", "val"] and found["documents"] == "1-read"
 
 
+def test_several_sources_are_one_corpus(corpus, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"the document with the number {i}" for i in range(20)))
+    sources = Jsonl(str(corpus)), TextFiles(str(tmp_path / "a.txt"), separator="\n\n")
+    run(experiment(sources), tmp_path / "w")
+    stats = read_json(tmp_path / "w" / "curate" / "stats.json")
+    for step, counts in (("read", (42, 20)), ("exact_duplicates", (40, 20))):
+        assert {name: found["documents"] for name, found in stats[step]["by_source"].items()} == dict(
+            zip(("corpus.jsonl", "a.txt"), counts))
+    with pytest.raises(ValueError, match="source: give at least one"):
+        experiment(())
+
+
 def test_python_docs(tmp_path):
     source = PythonDocs(modules=("textwrap", "shlex", "no.such.module"), packages=("tiktoken",))
     run(experiment(source, steps=(Extract(extractor="tags"), ExactDuplicates())), tmp_path / "w")
@@ -113,7 +126,7 @@ def test_a_stop_is_the_experiments(corpus, tmp_path):
     from jaxgpt.core.experiment import Context
     chosen = experiment(Jsonl(str(corpus)))
     context = Context(chosen, chosen.stages[0], tmp_path / "w")
-    context._stop.set()
+    context.stop.signal = signal.SIGTERM
     with pytest.raises(Stopped):
         chosen.stages[0].run(context)
     run(chosen, tmp_path / "w")
