@@ -62,10 +62,13 @@ class Stage:
     """One chapter of an experiment: settings and a `run`. Subclasses are frozen dataclasses with a default name.
 
     `every_host`: whether all processes of a run on several hosts run it together; process 0 alone runs the others.
+    `redoes`: whether `run` does again what other settings change, and nothing else, in a folder that holds the stage
+    with others. As long as no other stage was made from it, those are then not refused.
     """
 
     name: str
     every_host: ClassVar[bool] = False
+    redoes: ClassVar[bool] = False
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the earlier stages that this one reads."""
@@ -218,7 +221,10 @@ def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None,
         for number, stage in enumerate(stages, 1):
             label, manifest = f"[{number}/{len(stages)}] {stage.name}", workdir / stage.name / "manifest.json"
             if distributed.is_main():
-                check_same(experiment, stage, workdir)  # once more: its inputs may just have been made
+                changed = check_same(experiment, stage, workdir)  # once more: its inputs may just have been made
+                if changed:
+                    _say(f"{label}: again, since {changed}")
+                    manifest.unlink(missing_ok=True)
             if distributed.from_main(manifest.exists()):
                 _say(f"{label}: complete")
                 continue
@@ -340,8 +346,11 @@ def read_stage(path: Path, keys: tuple[str, ...] = MANIFEST) -> dict:
     return value
 
 
-def check_same(experiment: Experiment, stage: Stage, workdir: Path) -> None:
+def check_same(experiment: Experiment, stage: Stage, workdir: Path) -> str | None:
     """Refuses a folder that holds this stage with other settings or other inputs.
+
+    Returns:
+      The first setting that differs, where the stage does again what that changes; None where none does.
 
     Raises:
       UserError: names the first setting that differs.
@@ -352,12 +361,17 @@ def check_same(experiment: Experiment, stage: Stage, workdir: Path) -> None:
     elif (folder / "settings.json").exists():
         before = read_stage(folder / "settings.json", ("settings", "seed"))
     else:
-        return
+        return None
     difference = first_difference({key: before[key] for key in ("seed", "settings")}, identity(experiment, stage))
-    if difference:
-        raise UserError(f"{folder}: holds a different experiment: {difference.removeprefix('settings.')}; choose "
-                        f"another --workdir, or remove {folder} to run this stage anew")
+    difference = difference.removeprefix("settings.") if difference else None
+    readers = [str(workdir / other.name) for other in experiment.stages
+               if stage.name in other.inputs() and (workdir / other.name / "settings.json").exists()]
+    if difference and not (stage.redoes and not readers):
+        remove = (f"remove {folder} to run this stage anew" if not stage.redoes else
+                  f"remove what was made from it ({', '.join(readers)}) to do again what that changes")
+        raise UserError(f"{folder}: holds a different experiment: {difference}; choose another --workdir, or {remove}")
     for name, old in before.get("inputs", {}).items():
         if (workdir / name / "manifest.json").exists() and fingerprint(workdir, name) != old:
             raise UserError(f"{folder}: was made from another '{name}' than the one in {workdir}; remove {folder} "
                             "to run this stage anew")
+    return difference

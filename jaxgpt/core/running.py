@@ -1,4 +1,4 @@
-"""Manners of a run: alone in its folder, ready to stop when a signal asks for it, and telling by its exit status which."""
+"""Manners of a run: alone in its folder, and ready to stop when a signal asks for it."""
 
 from __future__ import annotations
 

@@ -197,7 +197,8 @@ def _phases(job: Job, numbers: Iterable[int], part: Part, task: dict, verdicts: 
         else:
             cut = _cut(phase, task["number"], lengths) if phase.split is not None and phase.split.waits else None
             watch = Watch(job.control, number, part.name)
-            record = work(job.folder, phase, part, key, watch, source=job.sources[part.source], verdicts=verdicts, cut=cut)
+            record = work(job.folder, phase, part, key, watch, source=job.sources[part.source], verdicts=verdicts,
+                          cut=cut)
         characters = record.get("characters", characters)
         job.control.report(number, part.name, 1.0)
     return characters

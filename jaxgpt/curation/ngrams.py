@@ -1,8 +1,8 @@
 """Runs of words as 64-bit hashes: what a text says, whatever its case, punctuation and line breaks.
 
 Used where texts are compared word by word: with each other (minhash.py), with evaluation sets (decontaminate.py) and by
-a learned classifier (classifier.py). A word is a run of letters and digits of any script. All of it is arithmetic on whole arrays of
-characters, since a Python loop over words would take ten times as long.
+a learned classifier (classifier.py). A word is a run of letters and digits of any script. All of it is arithmetic on
+whole arrays of characters, since a Python loop over words would take ten times as long.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def keys_of(phases: Sequence[Phase], settings: Sequence[dict], parts: Sequence[P
     """A hash for each phase and part of all that its files follow from.
 
     It hashes the settings with the key of the phase before, of the same part; after a double bar with the keys of all
-    parts, since there every document may decide the fate of every other. What other sources are read as counts for none.
+    parts, since there every document may decide the fate of every other. Of several sources that of the part counts.
     """
     keys, before = [], [_hash(part.identity) for part in parts]
     for phase, chosen in zip(phases, settings):

@@ -29,6 +29,7 @@ from jaxgpt.curation.split import SPLITS, Split, check_sides
 from jaxgpt.curation.work import EXAMPLES, paths_of
 
 SAMPLED = 200  # parts whose examples are read for the report
+MESSAGE = 1000  # characters of what Beam says
 SCORING, EXTRACTING = 4, 12  # about how much longer these take than reading and writing, for progress
 
 
@@ -104,8 +105,8 @@ def _parts(sources: tuple, folder: str) -> list[Part]:
               for path in source.files(made if len(sources) == 1 else store.join(made, str(number)))]
     for _, path in listed:
         if _is_inside(path, folder) and not _is_inside(path, made):
-            raise UserError(f"{path}: lies in {folder}, where the corpus goes; choose another folder for the corpus, or "
-                            "other files to read")
+            raise UserError(f"{path}: lies in {folder}, where the corpus goes; choose another folder for the corpus, "
+                            "or other files to read")
     found = find_parts([path for _, path in listed], store.join(folder, ".inputs.json"))
     return [dataclasses.replace(part, source=number) for part, (number, _) in zip(found, listed)]
 
@@ -167,6 +168,14 @@ def _do(job: Job, tasks: Sequence[Task], todo: Sequence[set[str]], voice: Voice,
                 job.control.stop()  # a second Ctrl-C, or a worker that was killed: the others stop when they look
     try:
         job.control.check(running.error)
+    except UserError:
+        raise
+    except Exception as error:
+        if engine["runner"] == LOCAL:
+            raise
+        said = str(error).strip().splitlines() or ["no message"]
+        raise UserError(f"--runner {engine['runner']}: Beam could not run the job, and says: {said[-1][:MESSAGE]} "
+                        f"({type(error).__name__}; options for Beam follow a lone --)") from error
     finally:
         job.control.end()
     if voice.should_stop():

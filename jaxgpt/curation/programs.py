@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Stage, Stopped
@@ -44,6 +45,7 @@ class Curate(Stage):
     split: str = "hash"
     runner: str = LOCAL
     workers: int = 1
+    redoes: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.source == ():
@@ -61,6 +63,8 @@ class Curate(Stage):
 
     def run(self, context: Context) -> dict:
         """Writes a folder of Parquet for each phase (see pipeline.py), stats.json, report.md and report.html.
+
+        In a folder that was made with other settings, only the phases that depend on these are done again.
 
         Raises:
           UserError: a malformed source, an empty corpus, or one that cannot be split.

@@ -9,13 +9,10 @@ import sys
 import threading
 import time
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 def main(logs: str) -> None:
     """Works until the run ends; what libraries print goes into a file of the folder `logs`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(dict.fromkeys(THREADS, "1"))  # the others have the other cores; NumPy reads it when it is imported
     logging.disable(logging.CRITICAL)
     path = os.devnull
     if os.path.isdir(logs):

@@ -197,8 +197,9 @@ def test_the_source_that_suits_the_files(tmp_path):
         (f"{tmp_path}/*.jsonl", f"{tmp_path}/f*"), field="body")
     several = source_for(f"{tmp_path}/*", field="body")
     assert [type(source) for source in several] == [Warc, Jsonl, Parquet, TextFiles]
-    assert several[1] == Jsonl(tuple(f"{tmp_path}/{name}" for name in ("d.jsonl", "e.jsonl.zst", "f.ndjson.gz")), "body")
-    with pytest.raises(UserError, match="--field body: .*a.warc.gz has no fields; JSON lines, Parquet and TFDS datasets"):
+    paths = tuple(f"{tmp_path}/{name}" for name in ("d.jsonl", "e.jsonl.zst", "f.ndjson.gz"))
+    assert several[1] == Jsonl(paths, field="body")
+    with pytest.raises(UserError, match="--field body: .*a.warc.gz has no fields; JSON lines, Parquet and TFDS"):
         source_for((f"{tmp_path}/a*", f"{tmp_path}/h*"), field="body")
     (tmp_path / "j.pdf").write_bytes(b"")
     with pytest.raises(UserError, match=r"j.pdf: not a kind of file that is read here; those end in \.warc, .*\.rst"):

@@ -25,6 +25,9 @@ def test_words_and_signs():
         "See", "https://example.com/a?b=c#d,", "*", "*", "now", "*", "*"]
     assert words("naïve café 中文 ١٢٣") == ["naïve", "café", "中文", "١٢٣"]
     assert words(" \n\t\u3000") == []
+    assert words("Mr. Pip, e.g. on Sept. 3 at 5 p.m., or J. Gargery. vs. xMr. ^^^^") == [
+        "Mr.", "Pip", ",", "e.g.", "on", "Sept.", "3", "at", "5", "p.m.", ",", "or", "J.", "Gargery", ".", "vs.", "xMr", ".",
+        "^^^^"]
 
 
 @pytest.mark.parametrize("line, count", [
