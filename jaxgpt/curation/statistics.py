@@ -30,7 +30,8 @@ ELLIPSES = ("...", "…")
 _ABBREVIATED = """Adm Apr Aug Bros Co Corp Dec Dr Feb Gen Gov Inc Jan Jr Jul Jun Ltd Mar Messrs Mr Mrs Ms Mt Nov Oct Prof Rep
 Rev Sen Sep Sept St vs [A-Z] [a-z]\\.[a-z]""".split()
 _POINT = "|".join(rf"(?<=\b{word}\.)" for word in _ABBREVIATED)
-_WORD = re.compile(rf"\w+(?:[.@]\w+|,\d+|://\S+)*(?:\.(?:{_POINT}))?|(?<=\w)['’]\w+|\.\.+|--+|\^\^+|~~+|[^\w\s]")
+_WORD = re.compile(
+    rf"\w+(?:[.@]\w+|,\d+|://\S+)*(?:\.(?:{_POINT}))?|(?<=\w)['’]\w+|\.\.+|--+|\^\^+|~~+|[^\w\s]")
 _SENTENCE_END = re.compile(r"""(?<!\.)(?<!\b[A-Za-z])[.!?]["'”’)\]]*\s+(?=\S)""")
 
 
