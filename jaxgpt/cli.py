@@ -16,10 +16,13 @@ import jaxgpt
 from jaxgpt import model_commands
 from jaxgpt.core.errors import UserError
 
+STATUS = ("The exit status is 0 when all is done and after a clean stop by SIGTERM (a preemption), 130 after Ctrl-C, 2 "
+          "after a mistake that you can mend.")
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 done (or stopped cleanly), 1 a plan that does not fit, 2 a mistake
-    that the user can mend."""
+    """Runs a command; returns the exit status: 0 done (or stopped cleanly by SIGTERM), 1 a plan that does not fit,
+    2 a mistake that the user can mend, 130 stopped by Ctrl-C, cleanly or not."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     arguments.words = sys.argv[1:] if argv is None else argv
@@ -45,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run an experiment's stages; the same command resumes", description=(
         "Runs the stages of an experiment that are not yet complete in the workdir. Stopped by Ctrl-C, SIGTERM or a "
-        "crash, the same command goes on where it was."))
+        "crash, the same command goes on where it was. " + STATUS))
     run.add_argument("experiment", metavar="FILE", help="a Python file that defines get_config()")
     run.add_argument("--workdir", metavar="DIR", help="where results go (default: runs/NAME)")
     run.add_argument("--stage", metavar="NAME", help="run this stage only")
@@ -100,11 +103,13 @@ def _add_curate(commands) -> None:
     curate = commands.add_parser("curate", help="make a corpus of web pages or texts; the same command resumes",
                                  usage="%(prog)s --input FILES [FILES ...] --output DIR [options] [-- OPTIONS OF BEAM]",
                                  description=(
-        "Reads WARC, WET, JSON lines, Parquet or text, takes it through FineWeb's recipe (URL filter, extraction, "
-        "language, quality, duplicates, personal data) and writes Parquet, with what was dropped and why beside it. "
-        "With other thresholds only what depends on them is done again."))
+        "Reads WARC, WET, JSON lines, Parquet, TFDS datasets or text, of one kind or several, takes it through "
+        "FineWeb's recipe (URL filter, extraction, language, quality, duplicates, personal data) and writes Parquet, "
+        "with what was dropped and why beside it. "
+        "With other thresholds only what depends on them is done again. " + STATUS))
     curate.add_argument("--input", metavar="FILES", nargs="+", required=True,
-                        help="paths or addresses; * and variables expand, e.g. 's3://bucket/*.warc.gz'")
+                        help="paths or addresses; * and variables expand, e.g. 's3://bucket/*.warc.gz'; or the "
+                        "folder of a TFDS dataset")
     curate.add_argument("--output", metavar="DIR", required=True, help="where the corpus and its report go")
     curate.add_argument("--recipe", metavar="FILE", help="a Python file whose get_config() returns the steps, or an "
                         "experiment (default: FineWeb's)")
@@ -112,7 +117,8 @@ def _add_curate(commands) -> None:
                         help="change a step, e.g. gopher_quality.min_words=40; may be repeated")
     curate.add_argument("--without", metavar="STEP", action="append", default=[],
                         help="leave a step out; may be repeated")
-    curate.add_argument("--field", metavar="NAME", default="text", help="where JSON lines and Parquet have the text")
+    curate.add_argument("--field", metavar="NAME",
+                        help="where JSON lines, Parquet and TFDS datasets have the text (default: text)")
     curate.add_argument("--val-fraction", metavar="SHARE", type=float, default=0.0,
                         help="share of the documents to mark as validation (default: 0)")
     curate.add_argument("--workers", metavar="N", type=int, default=1, help="processes of this machine (default: 1)")
@@ -171,18 +177,18 @@ def _experiment(arguments):
 
 
 def _run_stages(arguments) -> int:
-    from jaxgpt.core import distributed, experiment
+    from jaxgpt.core import distributed, experiment, running
     if arguments.profile < 0:
         raise UserError(f"--profile {arguments.profile}: a number of steps, 0 for none")
     chosen = distributed.all_or_none(lambda: _experiment(arguments))
     workdir = Path(arguments.workdir or Path("runs") / chosen.name)
     try:
         experiment.run(chosen, workdir, only=arguments.stage, profile=arguments.profile)
-    except experiment.Stopped:
+    except experiment.Stopped as stopped:
         command = shlex.join(["jaxgpt", *arguments.words])
         if distributed.is_main():
             print(f"stopped; what is done is saved. To go on:\n  {command}", flush=True)
-        return 0
+        return running.exit_status(stopped.signal)
     if not distributed.is_main():
         return 0
     report = workdir / "report" / "report.html"

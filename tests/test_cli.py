@@ -105,8 +105,8 @@ def test_an_error_is_one_line_and_status_2(file, tmp_path):
     assert counted(tmp_path / "runs" / "counting", "one")["counted"] == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_cleanly_and_says_how_to_go_on(file, tmp_path, number):
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_stops_cleanly_and_says_how_to_go_on(file, tmp_path, number, status):
     workdir = tmp_path / "my run"
     words = ["run", "counting.py", "--workdir", str(workdir), "--set", "one.to=20", "--set", "one.seconds=0.05"]
     process = subprocess.Popen([sys.executable, "-m", "jaxgpt.cli", *words], cwd=tmp_path, text=True,
@@ -116,7 +116,7 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(file, tmp_path, number):
         time.sleep(0.02)
     process.send_signal(number)
     out, err = process.communicate(timeout=40)
-    assert process.returncode == 0, err
+    assert process.returncode == status, err
     assert "Traceback" not in err and "stopping after this step and saving" in err
     assert not (workdir / "one" / "manifest.json").exists()
     shown = shlex.split(out.splitlines()[-1])

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +26,22 @@ from jaxgpt.core.config import first_difference, to_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import cannot_write, disk_is_full, read_json, write_json
 from jaxgpt.core.metrics import TRACKERS, Progress, duration, peak_memory_bytes
+from jaxgpt.core.running import Stop, alone_in, listening
+
+
+STOPPING = "stopping after this step and saving (once more to stop at once)"
 
 
 class Stopped(Exception):
-    """A signal asked for a stop and what had been done is saved."""
+    """A signal asked for a stop and what had been done is saved.
+
+    Attributes:
+      signal: its number; None where another host was asked.
+    """
+
+    def __init__(self, signal: int | None = None):
+        super().__init__()
+        self.signal = signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +62,13 @@ class Stage:
     """One chapter of an experiment: settings and a `run`. Subclasses are frozen dataclasses with a default name.
 
     `every_host`: whether all processes of a run on several hosts run it together; process 0 alone runs the others.
+    `redoes`: whether `run` does again what other settings change, and nothing else, in a folder that holds the stage
+    with others. As long as no other stage was made from it, those are then not refused.
     """
 
     name: str
     every_host: ClassVar[bool] = False
+    redoes: ClassVar[bool] = False
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the earlier stages that this one reads."""
@@ -126,7 +138,8 @@ class Context:
         self.experiment, self.stage, self.workdir, self.profile = experiment, stage, Path(workdir), profile
         self.directory, self.seed = self.workdir / stage.name, experiment.seed
         self.rules = sharding.get_rules(experiment.rules)
-        self._mesh, self._stop, self._progress = mesh, threading.Event(), None
+        self._mesh, self._progress = mesh, None
+        self.stop = Stop()
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -171,7 +184,7 @@ class Context:
 
     def should_stop(self) -> bool:
         """Whether a signal asked for a stop."""
-        return self._stop.is_set()
+        return self.stop.asked()
 
     def check_stop(self) -> None:
         """Raises Stopped if a signal asked for one: for work that is begun anew and not resumed."""
@@ -201,14 +214,17 @@ def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None,
         def begin():
             for stage in stages:
                 check_same(experiment, stage, workdir)
-            held.enter_context(_alone_in(workdir))
+            held.enter_context(alone_in(workdir, "--workdir"))
 
         distributed.all_or_none(begin if distributed.is_main() else lambda: None)
         held.enter_context(distributed.ends_together(workdir, clean=Stopped))
         for number, stage in enumerate(stages, 1):
             label, manifest = f"[{number}/{len(stages)}] {stage.name}", workdir / stage.name / "manifest.json"
             if distributed.is_main():
-                check_same(experiment, stage, workdir)  # once more: its inputs may just have been made
+                changed = check_same(experiment, stage, workdir)  # once more: its inputs may just have been made
+                if changed:
+                    _say(f"{label}: again, since {changed}")
+                    manifest.unlink(missing_ok=True)
             if distributed.from_main(manifest.exists()):
                 _say(f"{label}: complete")
                 continue
@@ -218,7 +234,7 @@ def run(experiment: Experiment, workdir: str | Path, *, only: str | None = None,
             distributed.seen(manifest)
             _say(f"{label}: done in {duration(seconds)}")
             if number < len(stages) and distributed.total(context.should_stop()):
-                raise Stopped
+                raise Stopped(context.stop.signal)
 
 
 def _say(text: str) -> None:
@@ -239,7 +255,7 @@ def _nowhere():
 def _run_stage(context: Context) -> float:
     """One stage, on all hosts or the first; all return, or raise Stopped, when it is over."""
     seconds, stopped = 0.0, False
-    with _signals(context):
+    with listening(context.stop, context.log, STOPPING):
         try:
             if distributed.is_main():
                 seconds = _run_and_record(context)
@@ -249,7 +265,7 @@ def _run_stage(context: Context) -> float:
             stopped = True
         distributed.wait()
     if distributed.total(stopped):
-        raise Stopped
+        raise Stopped(context.stop.signal)
     return seconds
 
 
@@ -330,8 +346,11 @@ def read_stage(path: Path, keys: tuple[str, ...] = MANIFEST) -> dict:
     return value
 
 
-def check_same(experiment: Experiment, stage: Stage, workdir: Path) -> None:
+def check_same(experiment: Experiment, stage: Stage, workdir: Path) -> str | None:
     """Refuses a folder that holds this stage with other settings or other inputs.
+
+    Returns:
+      The first setting that differs, where the stage does again what that changes; None where none does.
 
     Raises:
       UserError: names the first setting that differs.
@@ -342,51 +361,17 @@ def check_same(experiment: Experiment, stage: Stage, workdir: Path) -> None:
     elif (folder / "settings.json").exists():
         before = read_stage(folder / "settings.json", ("settings", "seed"))
     else:
-        return
+        return None
     difference = first_difference({key: before[key] for key in ("seed", "settings")}, identity(experiment, stage))
-    if difference:
-        raise UserError(f"{folder}: holds a different experiment: {difference.removeprefix('settings.')}; choose "
-                        f"another --workdir, or remove {folder} to run this stage anew")
+    difference = difference.removeprefix("settings.") if difference else None
+    readers = [str(workdir / other.name) for other in experiment.stages
+               if stage.name in other.inputs() and (workdir / other.name / "settings.json").exists()]
+    if difference and not (stage.redoes and not readers):
+        remove = (f"remove {folder} to run this stage anew" if not stage.redoes else
+                  f"remove what was made from it ({', '.join(readers)}) to do again what that changes")
+        raise UserError(f"{folder}: holds a different experiment: {difference}; choose another --workdir, or {remove}")
     for name, old in before.get("inputs", {}).items():
         if (workdir / name / "manifest.json").exists() and fingerprint(workdir, name) != old:
             raise UserError(f"{folder}: was made from another '{name}' than the one in {workdir}; remove {folder} "
                             "to run this stage anew")
-
-
-@contextlib.contextmanager
-def _alone_in(workdir: Path):
-    """Holds the workdir's lock, so that two runs never write into one folder."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / ".lock", "w")
-    except OSError as error:
-        raise cannot_write(workdir, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{workdir}: another run is working there; wait for it, or choose another "
-                            "--workdir") from error
-        yield
-
-
-@contextlib.contextmanager
-def _signals(context: Context):
-    """SIGTERM and Ctrl-C ask for a clean stop; a second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number, frame):
-        if context.should_stop():
-            raise KeyboardInterrupt
-        context._stop.set()
-        with contextlib.suppress(RuntimeError):  # the signal may have interrupted a write to the same stream
-            context.log("stopping after this step and saving (once more to stop at once)")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return difference

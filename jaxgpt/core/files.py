@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from jaxgpt.core.errors import UserError
 
@@ -17,8 +18,9 @@ _FREE_SOME = ("free some space or choose another folder, then run the same comma
               "intact)")
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
-    """Writes `data` to `path` so that a reader sees either all of it or what was there before.
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Gives a file to write into that becomes `path` when the block ends well, and vanishes when it does not.
 
     Raises:
       UserError: the disk is full or the folder cannot be written.
@@ -28,15 +30,23 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             partial.unlink()
-        raise cannot_write(path, error) from error
-    return path
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
+    """Writes `data` to `path` so that a reader sees either all of it or what was there before; see `whole_file`."""
+    with whole_file(path) as file:
+        file.write(data)
+    return Path(path)
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxgpt.core import config
 from jaxgpt.core.errors import UserError
-from jaxgpt.core.files import cannot_write
 from jaxgpt.core.metrics import Progress
+from jaxgpt.core.running import Stop, alone_in, exit_status, listening
 from jaxgpt.curation import funnel, store
 from jaxgpt.curation.control import Halted
 from jaxgpt.curation.funnel_html import write_reports
@@ -23,12 +21,14 @@ from jaxgpt.curation.recipe import fineweb
 from jaxgpt.curation.sources import source_for
 from jaxgpt.curation.split import Split
 
+STOPPING = "stopping; what is complete is kept (once more to stop at once)"
+
 
 class Terminal:
-    """Speaks on standard error, and hears SIGTERM and Ctrl-C."""
+    """Speaks on standard error, and knows whether a stop was asked for."""
 
     def __init__(self):
-        self._progress, self._stop = Progress(0, "", ""), False
+        self._progress, self.stop = Progress(0, "", ""), Stop()
 
     def log(self, text: str) -> None:
         """A line."""
@@ -41,24 +41,7 @@ class Terminal:
 
     def should_stop(self) -> bool:
         """Whether a signal asked for a stop."""
-        return self._stop
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Signals ask for a clean stop; a second one ends the process at once."""
-        def ask(number, frame):
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-            with contextlib.suppress(RuntimeError):  # the signal may have interrupted a write to the same stream
-                self.log("stopping; what is complete is kept (once more to stop at once)")
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return self.stop.asked()
 
 
 def curate(arguments, words: Sequence[str]) -> int:
@@ -76,15 +59,18 @@ def curate(arguments, words: Sequence[str]) -> int:
         cut(steps, split)
     except ValueError as error:
         raise UserError(f"{arguments.recipe or '--set'}: {error}") from error
+    if not arguments.output.strip():
+        raise UserError("--output: an empty name; give the folder that the corpus goes to")
     inputs = arguments.input[0] if len(arguments.input) == 1 else tuple(arguments.input)
     source, terminal, output = source_for(inputs, field=arguments.field), Terminal(), arguments.output
-    with _alone_in(output), terminal.listening():
+    lock = alone_in(output, "--output") if store.is_local(output) else contextlib.nullcontext()
+    with lock, listening(terminal.stop, terminal.log, STOPPING):
         try:
             corpus = run_pipeline(source, steps, output, voice=terminal, split=split, runner=arguments.runner,
                                   workers=arguments.workers, options=arguments.options)
         except Halted:
             print(f"stopped; what is complete is kept. To go on:\n  {shlex.join(['jaxgpt', *words])}", flush=True)
-            return 0
+            return exit_status(terminal.stop.signal)
     write_reports(corpus, output, title=os.path.basename(output.rstrip("/")) or output)
     print(funnel.text_table(corpus))
     print(f"documents: {store.join(output, corpus['documents'])}\nreport: {store.join(output, 'report.html')}")
@@ -127,23 +113,3 @@ def _split(val_fraction: float) -> Split:
         return Split("hash", val_fraction)
     except ValueError as error:
         raise UserError(f"--val-fraction {val_fraction}: {str(error).removeprefix('val_fraction: ')}") from error
-
-
-@contextlib.contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """Holds a local folder's lock, so that two runs never write into it."""
-    if not store.is_local(folder):
-        yield
-        return
-    try:
-        os.makedirs(folder, exist_ok=True)
-        file = open(os.path.join(folder, ".lock"), "w")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder}: another run is working there; wait for it, or choose another "
-                            "--output") from error
-        yield

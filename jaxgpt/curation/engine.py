@@ -38,13 +38,13 @@ class Job:
 
     Attributes:
       folder: of the corpus.
-      source: what reads the input files.
+      sources: what reads the input files.
       phases: of the recipe.
       control: the line to the run.
     """
 
     folder: str
-    source: object
+    sources: tuple
     phases: tuple[Phase, ...]
     control: Control
 
@@ -197,7 +197,8 @@ def _phases(job: Job, numbers: Iterable[int], part: Part, task: dict, verdicts: 
         else:
             cut = _cut(phase, task["number"], lengths) if phase.split is not None and phase.split.waits else None
             watch = Watch(job.control, number, part.name)
-            record = work(job.folder, phase, part, key, watch, source=job.source, verdicts=verdicts, cut=cut)
+            record = work(job.folder, phase, part, key, watch, source=job.sources[part.source], verdicts=verdicts,
+                          cut=cut)
         characters = record.get("characters", characters)
         job.control.report(number, part.name, 1.0)
     return characters
@@ -265,7 +266,7 @@ class Engine(threading.Thread):
         store.write_json(path, [dataclasses.asdict(task) for task in self._tasks])
         homes = {task.part.name: task.bin for task in self._tasks} if self._runner == LOCAL else None
         steps = (step for phase in self._job.phases for step in (phase.search, *phase.steps))
-        pack_by_value([self._job.source, *steps])
+        pack_by_value([*self._job.sources, *steps])
         options, runner = PipelineOptions(self._options), self._runner
         if self._runner == LOCAL:
             options, runner = _local(self._options, self._workers, store.join(self._job.folder, ".run"))

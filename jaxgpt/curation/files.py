@@ -27,12 +27,17 @@ def find_files(paths: str | tuple[str, ...]) -> list[str]:
             found.add(pattern)
             continue
         expanded = os.path.expandvars(os.path.expanduser(pattern))
+        if not expanded.strip():
+            raise UserError(f"{pattern!r}: names no file")
         if "$" in expanded:
             raise UserError(f"{pattern}: names an environment variable that is not set")
         if is_remote(expanded):
             matches = _find_remote(expanded)
         else:
             matches = [path for path in glob.glob(expanded, recursive=True) if os.path.isfile(path)]
+        if not matches and os.path.isdir(expanded):
+            raise UserError(f"{pattern}: a folder; name the files in it, such as "
+                            f"'{os.path.join(pattern, '*.warc.gz')}'")
         if not matches:
             shown = pattern if pattern == expanded else f"{pattern} ({expanded})"
             where = "" if is_remote(expanded) else f" (looked from {os.getcwd()})"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -22,10 +23,9 @@ from jaxgpt.curation.components import (
     Edge, Forest, components, count, pack, star_edges, union_find, unpack, verdicts_on)
 from jaxgpt.curation.document import Document, Drop, Fingerprint, Key, Verdict, document
 from jaxgpt.curation.grouping import HASH_BYTES, digest, equals
+from jaxgpt.curation.ngrams import runs, scrambled, words_of
 
 EMPTY = np.uint64(2**64 - 1)  # the minimum over no shingles
-BASE = np.uint64(0x9E3779B97F4A7C15)  # of polynomials; odd, so it has an inverse modulo 2^64
-INVERSE = np.uint64(pow(int(BASE), -1, 2**64))
 Sketch = tuple[bytes, bytes, bytes]  # a packed key, the keys of its bands, its set of shingles
 Reader = Callable[[str], Iterable[Document]]  # of a part
 
@@ -38,14 +38,10 @@ def shingles(text: str, size: int = 5) -> np.ndarray:
     >>> len(shingles("A rose is a rose is a rose", size=4))  # a rose is a; rose is a rose; is a rose is
     3
     """
-    words = word_hashes(text)
+    words = words_of(text).hashes
     if not len(words):
         return words
-    size = min(size, len(words))
-    run = np.zeros(len(words) - size + 1, np.uint64)
-    for i in range(size):  # a polynomial again, so that the order of words counts
-        run = run * BASE + words[i:i + len(run)]
-    return _distinct(mix(run))
+    return _distinct(scrambled(next(itertools.islice(runs(words), min(size, len(words)) - 1, None))))
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:
@@ -54,40 +50,6 @@ def _distinct(values: np.ndarray) -> np.ndarray:
     new = np.ones(len(values), bool)
     np.not_equal(values[1:], values[:-1], out=new[1:])
     return values[new]
-
-
-def word_hashes(text: str) -> np.ndarray:
-    """The hash of each word, a run of letters, digits and underscores as in the regular expression \\\\w+, as uint64.
-
-    hash(c_0 ... c_n) = mix(sum_i mix(c_i) BASE^i mod 2^64), for all words at once from one running sum over the text.
-
-    >>> a, b, c = word_hashes("Tea, (tea) eat")
-    >>> bool(a == b), bool(a == c)
-    (True, False)
-    """
-    characters = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), "<u4")
-    in_word = np.zeros(len(characters) + 2, bool)
-    in_word[1:-1] = _word_characters()[characters]
-    edges = np.flatnonzero(in_word[1:] != in_word[:-1])
-    starts, ends = edges[::2], edges[1::2]
-    powers = np.cumprod(np.full(len(characters), BASE))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mix(characters.astype(np.uint64)) * powers)])
-    return mix((sums[ends] - sums[starts]) * np.cumprod(np.full(len(characters), INVERSE))[starts])
-
-
-@functools.cache
-def _word_characters() -> np.ndarray:
-    return np.array([chr(i).isalnum() or chr(i) == "_" for i in range(0x110000)])
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """Scrambles 64-bit integers one to one (the finaliser of SplitMix64).
-
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014), section 4.
-    """
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

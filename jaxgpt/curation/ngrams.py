@@ -1,8 +1,8 @@
 """Runs of words as 64-bit hashes: what a text says, whatever its case, punctuation and line breaks.
 
-Used where texts are compared word by word: with evaluation sets (decontaminate.py) and by a learned classifier
-(classifier.py). A word is a run of letters and digits of any script. All of it is arithmetic on whole arrays of
-characters, since a Python loop over words would take ten times as long.
+Used where texts are compared word by word: with each other (minhash.py), with evaluation sets (decontaminate.py) and by
+a learned classifier (classifier.py). A word is a run of letters and digits of any script. All of it is arithmetic on
+whole arrays of characters, since a Python loop over words would take ten times as long.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def words_of(text: str) -> Words:
     [0, 1]
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    letters = _letters()[np.minimum(codes, 0xFFFF)]
+    letters = _letters()[codes]
     inside = np.zeros(len(codes) + 2, bool)
     inside[1:-1] = letters != 0
     edges = np.flatnonzero(inside[1:] != inside[:-1])
@@ -90,12 +90,11 @@ def scrambled(x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _letters() -> np.ndarray:
-    """A number for each character below U+FFFF, the same for both cases; 0 for what is in no word.
-
-    Those above (emoji, rare scripts) are in no word.
-    """
-    lower = (character.lower() if character.isalnum() else "\0" for character in map(chr, range(0xFFFF)))
-    codes = np.array([ord(found) if len(found) == 1 else place for place, found in enumerate(lower)] + [0], np.uint64)
+    """A number for each character, the same for both cases; 0 for what is in no word."""
+    codes = np.zeros(0x110000, np.uint64)
+    for character in filter(str.isalnum, map(chr, range(len(codes)))):
+        lower = character.lower()
+        codes[ord(character)] = ord(lower if len(lower) == 1 else character)
     return np.where(codes > 0, scrambled(codes), 0).astype(np.uint64)
 
 

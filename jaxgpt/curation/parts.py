@@ -25,12 +25,14 @@ class Part:
       path: where it is read.
       bytes: its size; 0 where the place does not say.
       identity: the SHA-256 of a file of this machine; what a remote place says of its version otherwise.
+      source: the number of the source that reads it.
     """
 
     name: str
     path: str
     bytes: int
     identity: str
+    source: int = 0
 
 
 def find_parts(paths: Sequence[str], cache: str) -> list[Part]:

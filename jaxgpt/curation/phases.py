@@ -166,11 +166,16 @@ def _check_names(steps: Sequence) -> None:
 
 # --- what makes a result what it is ----------------------------------------------------------------------------------
 
-def settings_of(phase: Phase, source) -> dict:
-    """What a phase does, as JSON: settings, the files they name by hash, and the code by hash."""
+def settings_of(phase: Phase, sources: Sequence) -> dict:
+    """What a phase does, as JSON: settings, the files they name by hash, and the code by hash.
+
+    Where a phase reads several sources, {"sources": its settings for each of them}.
+    """
+    if not phase.reads and len(sources) > 1:
+        return {"sources": [settings_of(phase, [source]) for source in sources]}
     chosen: dict = {"kind": phase.kind}
     if not phase.reads:
-        reading = to_json(source)
+        reading = to_json(sources[0])
         chosen["source"] = {name: value for name, value in reading.items() if name not in NOT_READING}
     for field in ("search", "measures", "split"):
         if getattr(phase, field):
@@ -178,7 +183,7 @@ def settings_of(phase: Phase, source) -> dict:
     if phase.steps:  # by name, so that a difference can be told; and in order, which decides what a step is given
         chosen |= {"order": [step.name for step in phase.steps],
                    "steps": {step.name: to_json(step) for step in phase.steps}}
-    objects = [*([] if phase.reads else [source]), phase.search, phase.measures, phase.steps]
+    objects = [*([] if phase.reads else sources), phase.search, phase.measures, phase.steps]
     return {**chosen, "files": _files_named(chosen), "code": code_of(objects)}
 
 
@@ -199,13 +204,14 @@ def keys_of(phases: Sequence[Phase], settings: Sequence[dict], parts: Sequence[P
     """A hash for each phase and part of all that its files follow from.
 
     It hashes the settings with the key of the phase before, of the same part; after a double bar with the keys of all
-    parts, since there every document may decide the fate of every other.
+    parts, since there every document may decide the fate of every other. Of several sources that of the part counts.
     """
     keys, before = [], [_hash(part.identity) for part in parts]
     for phase, chosen in zip(phases, settings):
         if phase.waits:
             before = [_hash(before, i) for i in range(len(parts))]
-        before = [_hash(key, chosen, part.name) for key, part in zip(before, parts)]
+        each = chosen.get("sources")
+        before = [_hash(key, each[part.source] if each else chosen, part.name) for key, part in zip(before, parts)]
         keys.append(before)
     return keys
 

@@ -9,8 +9,9 @@ What is complete is not done again: a run that was killed goes on, a new thresho
 
 from __future__ import annotations
 
-import hashlib
 import contextlib
+import dataclasses
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from jaxgpt.curation.split import SPLITS, Split, check_sides
 from jaxgpt.curation.work import EXAMPLES, paths_of
 
 SAMPLED = 200  # parts whose examples are read for the report
+MESSAGE = 1000  # characters of what Beam says
 SCORING, EXTRACTING = 4, 12  # about how much longer these take than reading and writing, for progress
 
 
@@ -49,7 +51,7 @@ def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: V
     """Makes a corpus of what a source reads.
 
     Args:
-      source: lists its files and reads one.
+      source: lists its files and reads one; or several, in a tuple, whose files are read one source after the other.
       steps: the recipe, in order.
       folder: where the corpus goes; a path, or an address that fsspec knows.
       voice: told how it goes.
@@ -70,8 +72,9 @@ def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: V
     check_options(runner, options)
     phases = cut(steps, split)
     probe(steps)
-    parts = find_parts(source.files(store.join(folder, "source")), store.join(folder, ".inputs.json"))
-    settings = [settings_of(phase, source) for phase in phases]
+    sources = source if isinstance(source, tuple) else (source,)
+    parts = _parts(sources, folder)
+    settings = [settings_of(phase, sources) for phase in phases]
     keys = keys_of(phases, settings, parts)
     todo = [{part.name for part, key in zip(parts, row) if not is_complete(folder, phase, part.name, key)}
             for phase, row in zip(phases, keys)]
@@ -82,13 +85,37 @@ def run_pipeline(source, steps: Sequence, folder: str | os.PathLike, *, voice: V
             store.remove(store.join(folder, name))
         _tell_changes(folder, phases, settings, todo, voice)
         if any(todo):
-            job = Job(folder, source, phases, Control(folder, local=runner == LOCAL and store.is_local(folder)))
+            job = Job(folder, sources, phases, Control(folder, local=runner == LOCAL and store.is_local(folder)))
             tasks = make_tasks(parts, keys, bins=workers if runner == LOCAL else None)
             _do(job, tasks, todo, voice, runner=runner, workers=workers, options=options)
         _finish(folder, phases, settings, parts, keys, source)
     else:
         voice.log(f"{folder}: complete, and nothing has changed")
     return store.read_json(corpus)
+
+
+def _parts(sources: tuple, folder: str) -> list[Part]:
+    """What all sources read, in order.
+
+    Raises:
+      UserError: a file is one that the corpus itself holds.
+    """
+    made = store.join(folder, "source")  # of sources that make their files, or download them
+    listed = [(number, path) for number, source in enumerate(sources)
+              for path in source.files(made if len(sources) == 1 else store.join(made, str(number)))]
+    for _, path in listed:
+        if _is_inside(path, folder) and not _is_inside(path, made):
+            raise UserError(f"{path}: lies in {folder}, where the corpus goes; choose another folder for the corpus, "
+                            "or other files to read")
+    found = find_parts([path for _, path in listed], store.join(folder, ".inputs.json"))
+    return [dataclasses.replace(part, source=number) for part, (number, _) in zip(found, listed)]
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    """Whether a file is in a folder, however deep."""
+    if store.is_local(path) and store.is_local(folder):
+        path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return path.startswith(folder.rstrip("/") + "/")
 
 
 def _is_told(folder: str, phase: Phase, parts: Sequence[Part], keys: Sequence[str]) -> bool:
@@ -141,6 +168,14 @@ def _do(job: Job, tasks: Sequence[Task], todo: Sequence[set[str]], voice: Voice,
                 job.control.stop()  # a second Ctrl-C, or a worker that was killed: the others stop when they look
     try:
         job.control.check(running.error)
+    except UserError:
+        raise
+    except Exception as error:
+        if engine["runner"] == LOCAL:
+            raise
+        said = str(error).strip().splitlines() or ["no message"]
+        raise UserError(f"--runner {engine['runner']}: Beam could not run the job, and says: {said[-1][:MESSAGE]} "
+                        f"({type(error).__name__}; options for Beam follow a lone --)") from error
     finally:
         job.control.end()
     if voice.should_stop():
@@ -225,6 +260,7 @@ def _finish(folder: str, phases: Sequence[Phase], settings: Sequence[dict], part
 
 
 def _by_step(settings: dict) -> dict:
+    settings = settings.get("sources", [settings])[0]
     search = settings.get("search")
     return {**({search["name"]: search} if search else {}), **settings.get("steps", {})}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Stage, Stopped
@@ -29,7 +30,7 @@ class Curate(Stage):
     """Documents from a source through a recipe of filters, without duplicates, divided into train and validation.
 
     Attributes:
-      source: where the documents come from.
+      source: where the documents come from; several in a tuple are one corpus.
       steps: the recipe, in order; () leaves a corpus that is clean as it is. `--set curate.steps.NAME.FIELD=VALUE`.
       val_fraction: the part held out.
       split: "hash" divides by document; "tail" holds out the end of the corpus, for a corpus that is one text.
@@ -38,14 +39,17 @@ class Curate(Stage):
     """
 
     name: str = "curate"
-    source: Source = PythonDocs()
+    source: Source | tuple[Source, ...] = PythonDocs()
     steps: tuple[Step | Search, ...] = fineweb()
     val_fraction: float = 0.05
     split: str = "hash"
     runner: str = LOCAL
     workers: int = 1
+    redoes: ClassVar[bool] = True
 
     def __post_init__(self):
+        if self.source == ():
+            raise ValueError("source: give at least one")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction: must be between 0 and 1, not {self.val_fraction}")
         try:
@@ -60,6 +64,8 @@ class Curate(Stage):
     def run(self, context: Context) -> dict:
         """Writes a folder of Parquet for each phase (see pipeline.py), stats.json, report.md and report.html.
 
+        In a folder that was made with other settings, only the phases that depend on these are done again.
+
         Raises:
           UserError: a malformed source, an empty corpus, or one that cannot be split.
         """
@@ -72,7 +78,7 @@ class Curate(Stage):
             raise UserError(f"stage '{self.name}': {error}") from error
         for step in corpus["steps"]:
             context.log(f"{self.name}: {step['step']}: {step['documents']:,} documents, {step['bytes'] / 1e6:.2f} MB")
-        skipped = unread(corpus) + _not_made(context.directory / "source" / "skipped.json")
+        skipped = unread(corpus) + _not_made(context.directory / "source")
         for sentence in skipped:
             context.log(f"{self.name}: {sentence}")
         left = stats(corpus)
@@ -84,6 +90,7 @@ class Curate(Stage):
                 "skipped": len(skipped)}
 
 
-def _not_made(path: Path) -> list[str]:
-    """What a source that makes its own files could not make, and why."""
-    return [f"skipped {name}: {reason}" for name, reason in read_json(path).items()] if path.exists() else []
+def _not_made(folder: Path) -> list[str]:
+    """What sources that make their own files could not make, and why."""
+    return [f"skipped {name}: {reason}" for path in sorted(folder.rglob("skipped.json"))
+            for name, reason in read_json(path).items()]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from jaxgpt.core.errors import UserError
-from jaxgpt.curation.document import Document, Drop, document
+from jaxgpt.curation.document import Document, Drop, Source, document
 from jaxgpt.curation.files import find_files, name_of, open_file
 from jaxgpt.curation.warc import SUFFIXES, Warc
 from jaxgpt.tokenizer.bpe import valid_unicode
@@ -203,15 +203,16 @@ class Tfds:
                             f"here ({type(error).__name__}: {said[0] if said else 'no message'})") from error
 
 
-def source_for(paths: str | tuple[str, ...], *, field: str = "text") -> Warc | Jsonl | Parquet | TextFiles | Tfds:
-    """The source that suits the files which `paths` name, by how the names end.
+def source_for(paths: str | tuple[str, ...], *, field: str | None = None) -> Source | tuple[Source, ...]:
+    """The source that suits the files which `paths` name, by how the names end; where these are of several kinds, a
+    source for each.
 
     Args:
-      paths: a path or several, near or far; or one folder with a TFDS dataset.
-      field: where the text is, in JSON lines, Parquet and TFDS.
+      paths: a path or several, near or far; or folders with a TFDS dataset.
+      field: where the text is, in JSON lines, Parquet and TFDS; None for "text".
 
     Raises:
-      UserError: a path matches no file, or a kind of file that is not known, or the files are of several kinds.
+      UserError: a path matches no file, or a kind of file that is not known, or one without fields where one is given.
 
     >>> try:
     ...     source_for(os.__file__)
@@ -219,18 +220,24 @@ def source_for(paths: str | tuple[str, ...], *, field: str = "text") -> Warc | J
     ...     print(str(error).rpartition("; ")[2])
     those end in .warc, .warc.gz, .wet, .wet.gz, .wet.txt, .jsonl, .ndjson, .parquet, .txt, .md, .rst
     """
-    if isinstance(paths, str) and os.path.isdir(folder := os.path.expandvars(os.path.expanduser(paths))):
-        if not os.path.exists(os.path.join(folder, "dataset_info.json")):
-            raise UserError(f"{paths}: a folder; name the files in it, such as '{os.path.join(paths, '*.warc.gz')}'")
-        return Tfds(paths, field=field)
-    kinds: dict[type, str] = {}
-    for path in find_files(paths):
-        kinds.setdefault(_kind(path), path)
-    if len(kinds) > 1:
-        one, other = list(kinds.values())[:2]
-        raise UserError(f"{one} and {other} are of different kinds; name files of one kind")
-    kind, = kinds
-    return kind(paths) if kind in (Warc, TextFiles) else kind(paths, field=field)
+    given = (paths,) if isinstance(paths, str) else paths
+    folders = [path for path in given if _is_dataset(path)]
+    kinds: dict[type, list[str]] = {}
+    for path in find_files(tuple(path for path in given if path not in folders)):
+        kinds.setdefault(_kind(path), []).append(path)
+    if field is not None and not folders and not {Jsonl, Parquet} & set(kinds):
+        raise UserError(f"--field {field}: {next(iter(kinds.values()))[0]} has no fields; JSON lines, Parquet and TFDS "
+                        "datasets do")
+    fields = {"field": field or "text"}
+    named = [(Tfds, path) for path in folders]
+    named += [(kind, paths if len(kinds) == 1 and not folders else tuple(found)) for kind, found in kinds.items()]
+    sources = tuple(kind(where, **(fields if kind in (Tfds, Jsonl, Parquet) else {})) for kind, where in named)
+    return sources if len(sources) > 1 else sources[0]
+
+
+def _is_dataset(path: str) -> bool:
+    folder = os.path.expandvars(os.path.expanduser(path))
+    return os.path.exists(os.path.join(folder, "dataset_info.json"))
 
 
 # By how names end; .gz and .zst may follow those of text.

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxgpt.core.errors import UserError
-from jaxgpt.core.files import cannot_write
+from jaxgpt.core.files import cannot_write, whole_file
 from jaxgpt.curation.document import Document
 
 GROUP_ROWS, GROUP_BYTES = 10_000, 4 * 2**20  # a row group ends at the first of the two
@@ -139,24 +139,18 @@ def writing(path: str) -> Iterator[Hashed]:
     Raises:
       UserError: the disk is full or the folder cannot be written.
     """
+    if is_local(path):
+        with whole_file(path) as file:
+            yield Hashed(file)
+        return
     folder, name = posixpath.split(path)
     partial = join(folder, f".{name}.{os.getpid()}.partial")
-    local = is_local(path)
-    system, inner = (None, partial) if local else filesystem(partial)
+    system, inner = filesystem(partial)
     try:
-        if local:
-            os.makedirs(folder or ".", exist_ok=True)
-        else:
-            system.makedirs(posixpath.dirname(inner), exist_ok=True)
-        with open(partial, "wb") if local else system.open(inner, "wb") as file:
+        system.makedirs(posixpath.dirname(inner), exist_ok=True)
+        with system.open(inner, "wb") as file:
             yield Hashed(file)
-            file.flush()
-            if local:
-                os.fsync(file.fileno())
-        if local:
-            os.replace(partial, path)
-        else:
-            system.mv(inner, filesystem(path)[1])
+        system.mv(inner, filesystem(path)[1])
     except BaseException as error:
         with contextlib.suppress(OSError):
             remove(partial)

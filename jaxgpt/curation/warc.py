@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import codecs
-import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -22,9 +21,8 @@ import re
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from jaxgpt.core.files import cannot_write
+from jaxgpt.core.files import whole_file
 from jaxgpt.curation.document import Document, Drop, document
 from jaxgpt.curation.files import find_files, is_remote, name_of, open_file
 from jaxgpt.curation.warc_records import Damage, Record, parse_headers, records
@@ -275,21 +273,11 @@ def write_warc(path: str | os.PathLike, pages: Iterable[Document]) -> None:
     ...     list(Warc(f"{folder}/*.gz").read(f"{folder}/menu.warc.gz")) == [tea]
     True
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            for item in pages:
-                record = _response(item)
-                file.write(gzip.compress(record, 6, mtime=0) if path.suffix == ".gz" else record)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            partial.unlink()
-        raise cannot_write(path, error) from error
+    gzipped = os.fspath(path).endswith(".gz")
+    with whole_file(path) as file:
+        for item in pages:
+            record = _response(item)
+            file.write(gzip.compress(record, 6, mtime=0) if gzipped else record)
 
 
 def _response(item: Document) -> bytes:

@@ -20,6 +20,7 @@ from jaxgpt.core.experiment import Context, Experiment, Stage, Stopped
 from jaxgpt.core.files import read_json
 from jaxgpt.core.loop import Loop, train
 from jaxgpt.core.metrics import TIMED, read_metrics
+from jaxgpt.core.running import listening
 from jaxgpt.core.sharding import Layout
 from jaxgpt.core.state import TrainState
 from jaxgpt.core.step import abstract as shapes
@@ -84,7 +85,7 @@ def fit(workdir, *, layout=Layout(data=8), stage=Fit(), devices=8, seed=0, profi
     """Trains in `workdir`; returns the last state, the step and its shardings."""
     chosen, seen = Experiment(name="loop", stages=(stage,), layout=layout, seed=seed), {}
     context = Context(chosen, stage, workdir, mesh=sharding.make_mesh(layout, jax.devices()[:devices]), profile=profile)
-    with experiment._signals(context):
+    with listening(context.stop, context.log, "stopping"):
         stage.run(context, seen=seen, **options)
     return seen
 

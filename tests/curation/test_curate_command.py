@@ -110,6 +110,8 @@ def test_an_experiment_is_a_recipe_too(words, tmp_path, capsys):
     (["--recipe", "nosuch.py"], "nosuch.py: no such experiment file"),
     (["--set", "long.name=exact_duplicates"], "steps: two are called 'exact_duplicates'; give one another name="),
     (["--set", "long.name=../up"], "steps: the name '../up' is that of a folder: letters, digits, _ and - only"),
+    (["--output", ""], "--output: an empty name; give the folder that the corpus goes to"),
+    (["--output", "."], "a.jsonl: lies in ., where the corpus goes; choose another folder for the corpus, or other"),
     (["--", "stray"], "stray: not expected there; options for Beam begin with -- and follow a lone --"),
     (["--", "--no_such_option=1"], "--no_such_option: Beam has no such option for FnApiRunner"),
 ])
@@ -123,6 +125,25 @@ def test_files_that_are_not_there_or_not_known(words, tmp_path, capsys):
     (tmp_path / "a.pdf").write_text("x")
     words[2] = "a.pdf"
     assert "a.pdf: not a kind of file that is read here; those end in .warc" in refused(capsys, words)
+
+
+def test_what_a_run_wrote_is_not_read_by_it(words, capsys):
+    assert main(words) == 0
+    words[2] = "out/2-*/*.parquet"
+    assert "/a-" in (said := refused(capsys, words)) and "lies in out, where the corpus goes" in said
+    assert main([*words[:4], "other", *words[5:]]) == 0
+    assert "exact_duplicates 90 90" in " ".join(capsys.readouterr().out.split())
+
+
+def test_files_of_several_kinds_are_one_corpus(words, tmp_path, capsys):
+    (tmp_path / "d.txt").write_text("a line of another file\n")
+    assert main([*words[:2], "*.jsonl", "d.txt", *words[3:]]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "read 97 97" in out and "exact_duplicates 94 91" in out
+    texts = {item.source: item.text for item in read_corpus("out")}
+    assert set(texts) == {"a.jsonl", "b.jsonl", "c.jsonl", "d.txt"} and texts["d.txt"] == "a line of another file\n"
+    assert main([*words[:2], "*.jsonl", *words[3:]]) == 0  # one source less: what is left of the other goes
+    assert "exact_duplicates 93 90" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_recipe_that_is_none(words, tmp_path, capsys):
@@ -150,8 +171,8 @@ def test_two_runs_do_not_share_a_folder(words, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, workers", [(signal.SIGINT, "1"), (signal.SIGTERM, "2")])
-def test_a_signal_stops_and_the_same_command_goes_on(words, tmp_path, number, workers):
+@pytest.mark.parametrize("number, workers, status", [(signal.SIGINT, "1", 130), (signal.SIGTERM, "2", 0)])
+def test_a_signal_stops_and_the_same_command_goes_on(words, tmp_path, number, workers, status):
     command = [sys.executable, "-m", "jaxgpt.cli", *words, "--set", "long.seconds=0.03", "--workers", workers]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out").glob("1-read/*.json")):
@@ -159,7 +180,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(words, tmp_path, number, wo
         assert running.poll() is None, running.stderr.read()
     running.send_signal(number)
     out, err = running.communicate(timeout=60)
-    assert running.returncode == 0 and "Traceback" not in err
+    assert running.returncode == status and "Traceback" not in err
     assert out.startswith("stopped; what is complete is kept. To go on:\n  jaxgpt curate --input '*.jsonl' --output")
     assert not (tmp_path / "out" / "corpus.json").exists() and not (tmp_path / "out" / ".run").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -51,7 +51,8 @@ def words(text):
 
 def test_words_are_those_of_a_regular_expression(peps, data_folder):
     poem = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich; ΑΒΓ αβγ, 東京 ١٢٣ naïve_İstanbul x² e\u0301"
-    for text in [*list(peps.values())[::40], poem, "", "..."]:
+    odd = ["a_b c3po 3.14 it's", "Straße 한국어 ½ ²", "a\ud800b \U0001f600c \U00020000\U00020001, \U00020000", "..."]
+    for text in [*list(peps.values())[::40], poem, *odd, ""]:
         found = words_of(text)
         spans = [match.span() for match in re.finditer(r"[^\W_]+", text)]
         assert list(zip(found.starts.tolist(), found.ends.tolist())) == spans

@@ -84,8 +84,9 @@ def test_names_are_unique():
 
 
 def keys(steps, source=SOURCE, parts=PARTS, split=Split()):
+    sources = source if isinstance(source, tuple) else (source,)
     phases = cut(steps, split)
-    return keys_of(phases, [settings_of(phase, source) for phase in phases], parts)
+    return keys_of(phases, [settings_of(phase, sources) for phase in phases], parts)
 
 
 def same(one, other):
@@ -107,6 +108,14 @@ def test_what_changes_a_key():
     assert same(before, keys(steps, source=Jsonl("b.jsonl"))) == ["all"] * 5  # where they lie does not count
     assert same(before, keys(steps, source=Jsonl("a.jsonl", field="body"))) == ["none"] * 5
     assert same(before, keys(steps, source=TextFiles("a.txt"))) == ["none"] * 5
+
+
+def test_another_source_does_not_change_what_the_first_is_read_as():
+    steps = (Extract(), GopherQuality(), ExactDuplicates())
+    more = [*PARTS, Part("c", "c.txt", 10, "3", source=1)]
+    both = [keys(steps, (SOURCE, TextFiles("c.txt", separator=mark)), more) for mark in ("%", "--")]
+    assert [row[:2] for row in both[0][:4]] == [row[:2] for row in both[1][:4]] == keys(steps)[:4]
+    assert not set(both[0][0][2:]) & set(both[1][0][2:]) and not set(both[0][4]) & set(both[1][4])
 
 
 def test_a_file_that_settings_name_counts_by_what_it_holds(tmp_path):

@@ -1,12 +1,15 @@
 """The stage Curate, through the code that runs experiments."""
 
+import dataclasses
 import json
+import shutil
+import signal
 
 import pytest
 
 from jaxgpt.core import config
 from jaxgpt.core.errors import UserError
-from jaxgpt.core.experiment import Experiment, Stopped, run
+from jaxgpt.core.experiment import Experiment, Stage, Stopped, run
 from jaxgpt.core.files import read_json
 from jaxgpt.curation.duplicates import ExactDuplicates
 from jaxgpt.curation.extract import Extract
@@ -61,6 +64,18 @@ def test_a_clean_corpus_needs_no_steps(tmp_path):
     assert list(found["steps"]) == ["read", "train", "val"] and found["documents"] == "1-read"
 
 
+def test_several_sources_are_one_corpus(corpus, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"the document with the number {i}" for i in range(20)))
+    sources = Jsonl(str(corpus)), TextFiles(str(tmp_path / "a.txt"), separator="\n\n")
+    run(experiment(sources), tmp_path / "w")
+    stats = read_json(tmp_path / "w" / "curate" / "stats.json")
+    for step, counts in (("read", (42, 20)), ("exact_duplicates", (40, 20))):
+        assert {name: found["documents"] for name, found in stats[step]["by_source"].items()} == dict(
+            zip(("corpus.jsonl", "a.txt"), counts))
+    with pytest.raises(ValueError, match="source: give at least one"):
+        experiment(())
+
+
 def test_python_docs(tmp_path):
     source = PythonDocs(modules=("textwrap", "shlex", "no.such.module"), packages=("tiktoken",))
     run(experiment(source, steps=(Extract(extractor="tags"), ExactDuplicates())), tmp_path / "w")
@@ -89,8 +104,41 @@ def test_steps_are_set_by_name(corpus):
 def test_the_machine_may_change_and_a_threshold_may_not(corpus, tmp_path):
     run(experiment(Jsonl(str(corpus))), tmp_path / "w")
     run(experiment(Jsonl(str(corpus)), workers=2), tmp_path / "w")
-    with pytest.raises(UserError, match="holds a different experiment: val_fraction is 0.2 there and 0.3 here"):
-        run(experiment(Jsonl(str(corpus)), val_fraction=0.3), tmp_path / "w")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader(Stage):
+    """Reads what was curated."""
+
+    name: str = "reader"
+
+    def inputs(self):
+        return ("curate",)
+
+    def run(self, context):
+        return {"documents": len(list(read_corpus(context.path("curate", "documents"))))}
+
+
+def test_other_settings_repeat_what_depends_on_them_until_somebody_has_read_it(corpus, tmp_path, capsys):
+    workdir = tmp_path / "w"
+    run(experiment(Jsonl(str(corpus))), workdir)
+    kept = {path: path.stat().st_mtime_ns for path in workdir.glob("curate/[12]-*/*")}
+    assert len(kept) > 3
+    other = experiment(Jsonl(str(corpus)), val_fraction=0.3, steps=(SHORT, ExactDuplicates(min_characters=2)))
+    run(other, workdir)
+    said = capsys.readouterr()
+    assert "[1/1] curate: again, since steps[1].min_characters is 0 there and 2 here" in said.out
+    assert "4-exact_duplicates: anew" in said.err and "1-read: anew" not in said.err
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert read_json(workdir / "curate" / "manifest.json")["settings"]["val_fraction"] == 0.3
+    run(dataclasses.replace(other, stages=(*other.stages, Reader())), workdir)
+    first = dataclasses.replace(other, stages=(*experiment(Jsonl(str(corpus))).stages, Reader()))
+    with pytest.raises(UserError, match=r"min_characters is 2 there and 0 here; choose another --workdir, or remove "
+                                        r"what was made from it \(.*reader\) to do again what that changes"):
+        run(first, workdir)
+    shutil.rmtree(workdir / "reader")
+    run(first, workdir)
+    assert outputs(workdir)["documents"] == "4-exact_duplicates" and (workdir / "reader" / "manifest.json").exists()
 
 
 def test_bad_input(corpus, tmp_path):
@@ -113,7 +161,7 @@ def test_a_stop_is_the_experiments(corpus, tmp_path):
     from jaxgpt.core.experiment import Context
     chosen = experiment(Jsonl(str(corpus)))
     context = Context(chosen, chosen.stages[0], tmp_path / "w")
-    context._stop.set()
+    context.stop.signal = signal.SIGTERM
     with pytest.raises(Stopped):
         chosen.stages[0].run(context)
     run(chosen, tmp_path / "w")

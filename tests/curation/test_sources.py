@@ -195,13 +195,20 @@ def test_the_source_that_suits_the_files(tmp_path):
         assert source_for(str(tmp_path / name)) == kind(str(tmp_path / name))
     assert source_for((f"{tmp_path}/*.jsonl", f"{tmp_path}/f*"), field="body") == Jsonl(
         (f"{tmp_path}/*.jsonl", f"{tmp_path}/f*"), field="body")
-    with pytest.raises(UserError, match="a.warc.gz and .*d.jsonl are of different kinds; name files of one kind"):
-        source_for(f"{tmp_path}/*")
+    several = source_for(f"{tmp_path}/*", field="body")
+    assert [type(source) for source in several] == [Warc, Jsonl, Parquet, TextFiles]
+    paths = tuple(f"{tmp_path}/{name}" for name in ("d.jsonl", "e.jsonl.zst", "f.ndjson.gz"))
+    assert several[1] == Jsonl(paths, field="body")
+    with pytest.raises(UserError, match="--field body: .*a.warc.gz has no fields; JSON lines, Parquet and TFDS"):
+        source_for((f"{tmp_path}/a*", f"{tmp_path}/h*"), field="body")
     (tmp_path / "j.pdf").write_bytes(b"")
     with pytest.raises(UserError, match=r"j.pdf: not a kind of file that is read here; those end in \.warc, .*\.rst"):
         source_for(f"{tmp_path}/j.*")
-    with pytest.raises(UserError, match="a folder; name the files in it, such as '.*/\\*.warc.gz'"):
-        source_for(str(tmp_path))
+    for paths in (str(tmp_path), (f"{tmp_path}/d.jsonl", str(tmp_path))):
+        with pytest.raises(UserError, match="a folder; name the files in it, such as '.*/\\*.warc.gz'"):
+            source_for(paths)
+    with pytest.raises(UserError, match="^'': names no file"):
+        source_for(("", f"{tmp_path}/d.jsonl"))
     with pytest.raises(UserError, match="k.txt: no such file"):
         source_for(f"{tmp_path}/k.txt")
 

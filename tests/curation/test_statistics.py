@@ -18,13 +18,16 @@ ANY = st.text(st.characters(codec=None), max_size=200)
 
 def test_words_and_signs():
     assert words("Don't ask; J.R.R. Tolkien (1892)") == [
-        "Don", "'t", "ask", ";", "J.R.R", ".", "Tolkien", "(", "1892", ")"]
+        "Don", "'t", "ask", ";", "J.R.R.", "Tolkien", "(", "1892", ")"]
     assert words("'Quoted' -- well-known... or: 1,000.5 me@example.org") == [
         "'", "Quoted", "'", "--", "well", "-", "known", "...", "or", ":", "1,000.5", "me@example.org"]
     assert words("See https://example.com/a?b=c#d, **now**") == [
         "See", "https://example.com/a?b=c#d,", "*", "*", "now", "*", "*"]
     assert words("naïve café 中文 ١٢٣") == ["naïve", "café", "中文", "١٢٣"]
     assert words(" \n\t\u3000") == []
+    assert words("Mr. Pip, e.g. on Sept. 3 at 5 p.m., or J. Gargery. vs. xMr. ^^^^") == [
+        "Mr.", "Pip", ",", "e.g.", "on", "Sept.", "3", "at", "5", "p.m.", ",", "or", "J.", "Gargery", ".", "vs.",
+        "xMr", ".", "^^^^"]
 
 
 @pytest.mark.parametrize("line, count", [
