@@ -1,7 +1,7 @@
 """How the cost of a training step grows with batch, context, depth and devices: measured here, planned for a TPU.
 
-  python tests/benchmarks/growth.py --plot growth.svg
-  python tests/benchmarks/growth.py --compile          memory too, by the TPU's compiler: 15 minutes on 2 cores
+  python tests/benchmarks/growth.py --plot growth                     five minutes on 2 cores; pictures in a folder
+  python tests/benchmarks/growth.py --only planned --compile          memory too, by the TPU's compiler: 15 minutes
 
 Measured: the step of `Pretrain` on this machine, a small model, the median of several steps. Planned: the time model
 (`jaxgpt/plan/roofline.py`) on v5p chips, Llama 3.2 1B; contexts beyond 8,192 split each sequence over 4 chips. The slope
@@ -106,11 +106,34 @@ def slope(points: list[tuple[float, float]]) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
+def found(where: str, axis: str, sizes: tuple[int, ...], steps: int, compiled: bool) -> list[tuple]:
+    """(seconds, bytes on a chip or None) at each size."""
+    if where == "measured":
+        return [(measured(axis, size, steps), None) for size in sizes]
+    return [planned(axis, size, compiled and size in (sizes[0], sizes[-1])) for size in sizes]
+
+
+def row(where: str, axis: str, points: list[tuple[float, float]], peaks: list[float | None]) -> str:
+    """One line of the table."""
+    memory = ", ".join(f"{peak / 2 ** 30:.1f}" if peak else "…" for peak in peaks) if any(peaks) else ""
+    return (f"| {axis} | {where} | {', '.join(f'{size:,}' for size, _ in points)} | "
+            f"{', '.join(f'{seconds:.3g}' for _, seconds in points)} | {slope(points):.2f} | {memory} |")
+
+
+def picture(where: str, curves: dict[str, list[tuple[float, float]]]) -> str:
+    """Every curve, relative to its first point."""
+    relative = {axis: np.log2(np.array(points) / points[0]) for axis, points in curves.items()}
+    return line_chart([Series(axis, tuple((float(x), float(y)) for x, y in points)) for axis, points in relative.items()],
+                      title=f"Time of a step as one thing grows, {where}", x_label="times the first size, log2",
+                      y_label="times the first step, log2")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=("measured", "planned"), help="half of the table")
     parser.add_argument("--steps", type=int, default=10, help="measured for each point (default: 10)")
     parser.add_argument("--compile", action="store_true", help="ask the TPU's compiler for the memory of planned points")
-    parser.add_argument("--plot", metavar="FILE", help="an SVG with every curve, each relative to its first point")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="for measured.svg and planned.svg")
     parser.add_argument("--smoke", action="store_true", help="two points of each, to see that it runs")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -118,25 +141,17 @@ def main() -> int:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(f"commit {commit}, {os.cpu_count()} CPU cores; jax {jax.__version__}")
     print("| grows | where | sizes | seconds a step | slope | GiB a chip |\n|---|---|---|---|---|---|")
-    curves = []
     for where, axes in (("measured", MEASURED), ("planned", PLANNED)):
+        if arguments.only not in (None, where):
+            continue
+        curves = {}
         for axis, sizes in axes.items():
-            if where == "measured":
-                found = [(measured(axis, size, arguments.steps), None) for size in sizes[few]]
-            else:
-                ends = (sizes[few][0], sizes[few][-1]) if arguments.compile else ()
-                found = [planned(axis, size, size in ends) for size in sizes[few]]
-            points = list(zip(sizes[few], (seconds for seconds, _ in found)))
-            asked = any(peak for _, peak in found)
-            memory = ", ".join(f"{peak / 2 ** 30:.1f}" if peak else "…" for _, peak in found) if asked else ""
-            print(f"| {axis} | {where} | {', '.join(map(str, sizes[few]))} | "
-                  f"{', '.join(f'{seconds:.3g}' for _, seconds in points)} | {slope(points):.2f} | {memory} |", flush=True)
-            relative = np.log2(np.array(points) / points[0])
-            curves.append(Series(f"{axis}, {where}", tuple((float(x), float(y)) for x, y in relative)))
-    if arguments.plot:
-        Path(arguments.plot).write_text(line_chart(
-            curves, title="Time of a step as one thing grows", x_label="times the first size, log2",
-            y_label="times the first step, log2"))
+            seconds, peaks = zip(*found(where, axis, sizes[few], arguments.steps, arguments.compile))
+            curves[axis] = list(zip(sizes, seconds))
+            print(row(where, axis, curves[axis], peaks), flush=True)
+        if arguments.plot:
+            arguments.plot.mkdir(parents=True, exist_ok=True)
+            (arguments.plot / f"{where}.svg").write_text(picture(where, curves))
     return 0
 
 
