@@ -384,7 +384,7 @@ def test_the_order_of_parts_does_not_matter(corpus, tmp_path):
     phases, parts = cut(STEPS, Split(val_fraction=0.2)), find_parts(source.files(""), f"{output}/.inputs.json")
     keys = keys_of(phases, [settings_of(phase, (source,)) for phase in phases], parts)
     tasks = make_tasks(parts, keys, bins=None)[::-1]
-    job = Job(output, source, phases, Control(output))
+    job = Job(output, (source,), phases, Control(output))
     engine = Engine(job, tasks, 0, len(segments(phases)) - 1, runner="FnApiRunner", workers=1, options=())
     engine.run()
     assert engine.error is None
