@@ -384,7 +384,7 @@ def test_the_order_of_parts_does_not_matter(corpus, tmp_path):
     phases, parts = cut(STEPS, Split(val_fraction=0.2)), find_parts(source.files(""), f"{output}/.inputs.json")
     keys = keys_of(phases, [settings_of(phase, (source,)) for phase in phases], parts)
     tasks = make_tasks(parts, keys, bins=None)[::-1]
-    job = Job(output, source, phases, Control(output))
+    job = Job(output, (source,), phases, Control(output))
     engine = Engine(job, tasks, 0, len(segments(phases)) - 1, runner="FnApiRunner", workers=1, options=())
     engine.run()
     assert engine.error is None
@@ -398,6 +398,15 @@ def test_two_workers_write_the_same_bytes(corpus, tmp_path):
     curate(corpus, tmp_path / "one")
     curate(corpus, tmp_path / "two", workers=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_job_service_writes_the_same_bytes(corpus, tmp_path):
+    """The way to the runners of clusters: the graph goes to a service by Beam's protocol, which calls for workers."""
+    curate(corpus, tmp_path / "one")
+    curate(corpus, tmp_path / "served", runner="PortableRunner",
+           options=["--job_endpoint=embed", "--environment_type=LOOPBACK"])
+    assert files(tmp_path / "one") == files(tmp_path / "served")
 
 
 RECIPE = '''
@@ -471,6 +480,13 @@ def test_nothing_left(corpus, tmp_path):
     with pytest.raises(UserError, match="the split leaves no document for 'val'"):
         curate(corpus, tmp_path / "out", split=Split(val_fraction=1e-9))
     assert curate(corpus, tmp_path / "out")["steps"]
+
+
+def test_a_runner_that_cannot_start_is_one_sentence(corpus, tmp_path):
+    with pytest.raises(UserError, match=r"^--runner PortableRunner: Beam could not run the job, and says: .*--job_endpoint"
+                                        r".* \(NotImplementedError; options for Beam follow a lone --\)$"):
+        curate(corpus, tmp_path / "out", runner="PortableRunner")
+    assert not (tmp_path / "out" / ".run").exists() and curate(corpus, tmp_path / "out")["steps"]
 
 
 def test_a_runner_that_there_is_not(corpus, tmp_path):
