@@ -26,7 +26,7 @@ from jaxgpt.core.sharding import shard
 from jaxgpt.model import remat
 from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention, write_cache
 from jaxgpt.model.config import Config
-from jaxgpt.model.layers import layer_norm, linear, relu2, rms_norm, rope_frequencies, rotary, soft_cap, swiglu
+from jaxgpt.model.layers import gelu, layer_norm, linear, relu2, rms_norm, rope_frequencies, rotary, soft_cap, swiglu
 
 Cache = tuple[dict[str, jax.Array], ...]  # one a layer
 
@@ -152,7 +152,7 @@ class Mlp(nn.Module):
         elif config.activation == "relu2":
             h = relu2(h)
         else:
-            h = jax.nn.gelu(h, approximate=config.activation == "gelu_tanh")
+            h = gelu(h, config.activation == "gelu_tanh")
         h = shard(h, "batch", "seq", "mlp")
         return _Linear(config, config.width, ("mlp", "embed"), output=True, name="down")(h)
 
