@@ -141,8 +141,8 @@ def summed_cross_entropy(params: Any, x: jax.Array, targets: jax.Array, weights:
         return -jnp.sum(jnp.where(weights > 0, logprobs * weights, 0.0))
 
     def own_sum(x, targets, weights, head):  # [1, 1]: what each device adds
-        size = targets.size
-        total = _summed_in_chunks(chunk_sum, min(config.loss_chunk or size, size))
+        size, chunk = targets.size, config.loss_chunk
+        total = chunk_sum if chunk is None or size <= chunk else _summed_in_chunks(chunk_sum, chunk)
         return total(x.reshape(size, -1), targets.reshape(size), weights.reshape(size), head).reshape(1, 1)
 
     rows = ("batch", "loss")
