@@ -26,7 +26,7 @@ from jaxgpt.core.sharding import shard
 from jaxgpt.model import remat
 from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention, write_cache
 from jaxgpt.model.config import Config
-from jaxgpt.model.layers import layer_norm, linear, relu2, rms_norm, rope_frequencies, rotary, soft_cap, swiglu
+from jaxgpt.model.layers import gelu, layer_norm, linear, relu2, rms_norm, rope_frequencies, rotary, soft_cap, swiglu
 
 Cache = tuple[dict[str, jax.Array], ...]  # one a layer
 
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
             layers, block = self.get_variable("params", "layers"), Block(config, self.capture, parent=None)
             updated, seen = [], []
             for i, (slots, window) in enumerate(zip(cache, _per_layer(config))):
-                layer = jax.tree.map(lambda leaf: leaf[i], layers)
+                layer = layers[i] if isinstance(layers, tuple) else jax.tree.map(lambda leaf: leaf[i], layers)
                 x, (slots, inside) = block.apply({"params": layer}, x, positions, None, slots,
                                                   _windows(config).index(window))
                 updated.append(slots)
@@ -152,7 +152,7 @@ class Mlp(nn.Module):
         elif config.activation == "relu2":
             h = relu2(h)
         else:
-            h = jax.nn.gelu(h, approximate=config.activation == "gelu_tanh")
+            h = gelu(h, config.activation == "gelu_tanh")
         h = shard(h, "batch", "seq", "mlp")
         return _Linear(config, config.width, ("mlp", "embed"), output=True, name="down")(h)
 
@@ -233,6 +233,15 @@ def hidden(params: Any, tokens: jax.Array, *, config: Config, positions: jax.Arr
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     model = Transformer(config, tuple(capture))
     return model.apply({"params": params}, tokens, positions, segment_ids, cache)
+
+
+def unstack(params: Any) -> Any:
+    """The parameters with a tree for each layer, as decoding reads them best: for `hidden` with a cache.
+
+    Cut out of the stack inside the program, a layer's weights are copied at every token.
+    """
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    return {**params, "layers": tuple(jax.tree.map(lambda leaf: leaf[i], params["layers"]) for i in range(count))}
 
 
 def unembed(params: Any, x: jax.Array, *, config: Config) -> jax.Array:

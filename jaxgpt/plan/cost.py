@@ -121,7 +121,8 @@ def positions_seen(config: Config, length: int, block: int = 0) -> float:
 
 
 def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int], accumulate: int = 1,
-               optimizer: str = "adamw", remat: str | Iterable[str] | None = None, block: int = 512) -> Cost:
+               optimizer: str = "adamw", remat: str | Iterable[str] | None = None, block: int = 512,
+               each_token: bool = False) -> Cost:
     """Counts one train step.
 
     Work is counted as even over all devices; where each holds a stretch of a causal sequence, the last has more of it.
@@ -135,6 +136,8 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
       optimizer: "adamw", "muon" or "sgd".
       remat: a policy of `RECOMPUTED`, or the names of the products that are computed again; the config's where None.
       block: of the attention kernel.
+      each_token: whether the loss is more than a sum over tokens (as in reinforcement learning): logits that are made in
+        chunks are then computed again in the backward pass.
 
     Raises:
       ValueError: the batch does not divide, or no such axis or policy.
@@ -151,7 +154,7 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
         matmuls += [Matmul(name, m, k, n, times, _width(config)), Matmul(name + " dx", m, n, k, times, _width(config)),
                     Matmul(name + " dw", k, m, n, times, _width(config))]
         matmuls += [Matmul(name + " again", m, k, n, times, _width(config))] if name in again else []
-    matmuls += _head(config, m, axes["tensor"], accumulate)
+    matmuls += _head(config, m, axes["tensor"], accumulate, each_token)
     matmuls += _newton_schulz(config, optimizer, math.prod(axes.values()))
     attention = 4.0 * m * config.heads * config.H / axes["tensor"] * positions_seen(config, length, block) * accumulate
     attention *= 1 + ("attention" in again) + _BACKWARD_ATTENTION
@@ -289,11 +292,11 @@ def _weights(config):
     return config.layers * _layer_weights(config, 1) + rows * config.width
 
 
-def _head(config, m, tensor, times):
-    """The head, chunk by chunk; a chunk's logits are computed again in the backward pass."""
-    chunked = config.loss_chunk is not None and m > config.loss_chunk
+def _head(config, m, tensor, times, each_token):
+    """The head, chunk by chunk; see `losses.summed_cross_entropy` and `losses.token_logprobs`."""
+    again = each_token and config.loss_chunk is not None and m > config.loss_chunk
     D, V, width = config.width, config.vocab_size / tensor, _width(config)
-    return [Matmul("head", m, D, V, times * (2 if chunked else 1), width), Matmul("head dx", m, V, D, times, width),
+    return [Matmul("head", m, D, V, times * (2 if again else 1), width), Matmul("head dx", m, V, D, times, width),
             Matmul("head dw", D, m, V, times, width)]
 
 

@@ -120,10 +120,10 @@ def test_muon_adds_its_iterations_split_over_all_devices():
     assert not flops(one["adamw"], "q muon")
 
 
-def test_chunked_head_is_computed_again():
+def test_chunked_head_is_computed_again_for_losses_of_each_token():
     chunked = dataclasses.replace(TINY, loss_chunk=8)
-    assert (flops(train_cost(chunked, batch=2, length=16, axes={}), "head")
-            == 2 * flops(train_cost(TINY, batch=2, length=16, axes={}), "head"))
+    head = lambda config, **options: flops(train_cost(config, batch=2, length=16, axes={}, **options), "head")  # noqa: E731
+    assert head(chunked, each_token=True) == 2 * head(TINY, each_token=True) == 2 * head(chunked) == 2 * head(TINY)
 
 
 def test_decode_reads_weights_and_cache_once():
