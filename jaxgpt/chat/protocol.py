@@ -231,7 +231,7 @@ def _sampling(body: dict, model) -> dict[str, Any]:
 
 def _streaming(body: dict) -> dict[str, bool]:
     stream, options = body.get("stream", False), body.get("stream_options")
-    if options and not stream:
+    if options is not None and not stream:
         raise ApiError(400, "stream_options: needs stream to be true", param="stream_options")
     return {"stream": stream, "usage": bool(options and options.get("include_usage"))}
 

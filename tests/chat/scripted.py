@@ -49,14 +49,15 @@ def params_of(table: dict[int, int]):
     return params | {"embed": jnp.eye(VOCAB), "head": jnp.asarray(head)}
 
 
-def write_run(workdir: Path) -> Path:
-    """A run with a stage for each table."""
+def write_run(workdir: Path, *, weights: bool = True) -> Path:
+    """A run with a stage for each table; without weights, it can be asked but not answer."""
     for number, (name, table) in enumerate(TABLES.items()):
         folder = workdir / name
         model = to_json(CONFIG)
-        checkpoints = Checkpoints(folder / "checkpoints", config=model)
-        checkpoints.save(0, TrainState(params_of(table), (), jnp.zeros((), jnp.int32), jax.random.key(0)), {})
-        checkpoints.close()
+        if weights:
+            checkpoints = Checkpoints(folder / "checkpoints", config=model)
+            checkpoints.save(0, TrainState(params_of(table), (), jnp.zeros((), jnp.int32), jax.random.key(0)), {})
+            checkpoints.close()
         TOKENIZER.save(folder / "tokenizer")
         write_json(folder / "manifest.json", {
             "stage": name, "settings": {}, "seed": 0, "inputs": {},
