@@ -41,8 +41,9 @@ def serve(workdir: str | Path, *, stages: list[str] | None = None, host: str = "
     try:
         import uvicorn
     except ImportError as error:
-        raise UserError("jaxgpt serve needs the libraries starlette and uvicorn: pip install 'jaxgpt[serve]'") from error
-    _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20), timeout=(seconds, 1, 86400))
+        raise UserError("jaxgpt serve needs starlette and uvicorn: pip install 'jaxgpt[serve]'") from error
+    _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20),
+           timeout=(seconds, 1, 86400))
     worker = Worker(functools.partial(_engine, slots=slots), most=slots + max_waiting)
     server = Server(Models(workdir, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host))
     listening = _listen(host, port)
