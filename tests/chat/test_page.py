@@ -23,6 +23,7 @@ def browser():
 def page(browser, server):
     """The page, freshly loaded; at the end nothing was wrong and nothing was fetched from elsewhere."""
     context = browser.new_context()
+    context.set_default_timeout(180_000)  # the first answer of a stage compiles
     page, wrong, asked = context.new_page(), [], []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
