@@ -6,8 +6,6 @@ Expect:  validation loss near 3.29 after 18,865 steps on llm.c's own run; not ye
   (documents of FineWeb's 10B-token sample as JSON lines with a "text" field, in $JAXGPT_DATA/fineweb10B/*.jsonl.gz)
 """
 
-import dataclasses
-
 from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
@@ -22,8 +20,7 @@ BATCH, CONTEXT = 512, 1024  # half a million tokens a step
 
 def get_config() -> Experiment:
     # 50304 rows instead of 50257: the special tokens of conversations fit, and matrix units like multiples of 128
-    model = dataclasses.replace(presets.gpt2("124M", vocab_size=50304, context=CONTEXT), dtype="bfloat16", remat="dots",
-                                loss_chunk=8192)
+    model = presets.on_gpu(presets.gpt2("124M", vocab_size=50304, context=CONTEXT))
     return Experiment(
         name="gpt2_124m",
         stages=(

@@ -164,6 +164,19 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gelu(x: jax.Array, approximate: bool = False) -> jax.Array:
+    """y = x Φ(x), or with tanh in place of Φ; the backward pass keeps x alone.
+
+    Source: Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2.
+    """
+    return jax.nn.gelu(x, approximate)
+
+
+gelu.defvjp(lambda x, approximate: (gelu(x, approximate), x),
+            lambda approximate, x, grad: jax.vjp(lambda x: jax.nn.gelu(x, approximate), x)[1](grad))
+
+
 def relu2(x: jax.Array) -> jax.Array:
     """y = max(x, 0)². Source: So et al. 2021, "Primer", section 4.1."""
     return jnp.square(jax.nn.relu(x))
@@ -178,4 +191,4 @@ def activate(name: str, x: jax.Array, gate: jax.Array | None = None) -> jax.Arra
     """The activation called "swiglu" (which takes a gate), "relu2", "gelu" or "gelu_tanh"."""
     if name == "swiglu":
         return swiglu(gate, x)
-    return relu2(x) if name == "relu2" else jax.nn.gelu(x, approximate=name == "gelu_tanh")
+    return relu2(x) if name == "relu2" else gelu(x, name == "gelu_tanh")

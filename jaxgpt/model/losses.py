@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -77,17 +78,12 @@ def _in_chunks(function, size: int):
     The backward pass computes each chunk again; the gradient of the head is added up over chunks in float32, whatever
     its type, and without a copy of the head in float32.
     """
-    def split(a):
-        count = -(-len(a) // size)
-        return jnp.pad(a, [(0, -len(a) % count)] + [(0, 0)] * (a.ndim - 1)).reshape(count, -1, *a.shape[1:])
-
-    def join(a, total):
-        return a.reshape(-1, *a.shape[2:])[:total]
+    split = functools.partial(_split, size=size)
 
     @jax.custom_vjp
     def mapped(x, targets, head):
         out = jax.lax.map(lambda chunk: function(*chunk, head), (split(x), split(targets)))
-        return jax.tree.map(lambda a: join(a, len(targets)), out)
+        return jax.tree.map(lambda a: _join(a, len(targets)), out)
 
     def forward(x, targets, head):
         return mapped(x, targets, head), (x, targets, head)
@@ -103,10 +99,86 @@ def _in_chunks(function, size: int):
 
         total, dx = jax.lax.scan(add, jnp.zeros(head.shape, jnp.float32),
                                  (split(x), split(targets), jax.tree.map(split, grads)))
-        return join(dx, len(targets)), None, total.astype(head.dtype)
+        return _join(dx, len(targets)), None, total.astype(head.dtype)
 
     mapped.defvjp(forward, backward)
     return mapped
+
+
+def _split(a: jax.Array, size: int) -> jax.Array:
+    """The first dimension in equal chunks of at most `size`, padded with zeros: [chunks, ...]."""
+    count = -(-len(a) // size)
+    return jnp.pad(a, [(0, -len(a) % count)] + [(0, 0)] * (a.ndim - 1)).reshape(count, -1, *a.shape[1:])
+
+
+def _join(a: jax.Array, total: int) -> jax.Array:
+    return a.reshape(-1, *a.shape[2:])[:total]
+
+
+def summed_cross_entropy(params: Any, x: jax.Array, targets: jax.Array, weights: jax.Array, *,
+                         config: transformer.Config) -> jax.Array:
+    """Σ w (-log p(target)), the head applied to `config.loss_chunk` positions at a time, once.
+
+    What follows a sum scales all of its gradient alike, so the gradients of a chunk are made while its logits are there:
+    the backward pass has nothing to compute again. That takes three products with the head where recomputing takes four.
+
+    Args:
+      params: of the model.
+      x: [B, T, D], from `transformer.hidden`.
+      targets: int [B, T].
+      weights: float [B, T]; where 0 a target does not count, whatever its probability. They get no gradient.
+      config: of the model.
+
+    Returns:
+      float32 scalar, in nats.
+    """
+    check({"B T D": {"x": x}, "B T": {"targets": targets, "weights": weights}})
+
+    def chunk_sum(x, targets, weights, head):
+        logits = transformer.unembed({"head": head}, x, config=dataclasses.replace(config, tied=False))
+        logprobs, _ = selective_log_softmax(logits, targets)
+        # where, not a product: a masked -inf must not become a nan
+        return -jnp.sum(jnp.where(weights > 0, logprobs * weights, 0.0))
+
+    def own_sum(x, targets, weights, head):  # [1, 1]: what each device adds
+        size, chunk = targets.size, config.loss_chunk
+        total = chunk_sum if chunk is None or size <= chunk else _summed_in_chunks(chunk_sum, chunk)
+        return total(x.reshape(size, -1), targets.reshape(size), weights.reshape(size), head).reshape(1, 1)
+
+    rows = ("batch", "loss")
+    head = transformer.head(params, config=config).astype(x.dtype)
+    return jnp.sum(on_shards(own_sum, (*rows, None), rows, rows, (None, None), out_rank=2)(x, targets, weights, head))
+
+
+def _summed_in_chunks(function, size: int):
+    """Σ `function(x, targets, weights, head)` over chunks of the first dimension of all but the head.
+
+    Its gradients for x and the head are made on the way forward; that of the head is added up in float32, whatever its
+    type.
+    """
+    def chunks(*arrays):
+        return tuple(_split(a, size) for a in arrays)
+
+    @jax.custom_vjp
+    def summed(x, targets, weights, head):
+        add = lambda total, chunk: (total + function(*chunk, head), None)  # noqa: E731
+        return jax.lax.scan(add, jnp.float32(0), chunks(x, targets, weights))[0]
+
+    def forward(x, targets, weights, head):
+        def add(totals, chunk):
+            value, (dx, dhead) = jax.value_and_grad(function, argnums=(0, 3))(*chunk, head)
+            return (totals[0] + value, totals[1] + dhead.astype(jnp.float32)), dx
+
+        zeros = jnp.float32(0), jnp.zeros(head.shape, jnp.float32)
+        (total, dhead), dx = jax.lax.scan(add, zeros, chunks(x, targets, weights))
+        return total, (_join(dx, len(x)), dhead.astype(head.dtype))
+
+    def backward(grads, grad):
+        dx, dhead = (g * grad.astype(g.dtype) for g in grads)
+        return dx, None, None, dhead
+
+    summed.defvjp(forward, backward)
+    return summed
 
 
 def next_token_loss(params: Any, frozen: Any, batch: dict, rng: jax.Array, *, config: transformer.Config,
@@ -129,10 +201,8 @@ def next_token_loss(params: Any, frozen: Any, batch: dict, rng: jax.Array, *, co
     with_router = auxiliary and config.experts is not None
     x, _, seen = transformer.hidden(params, batch["tokens"], config=config, positions=batch.get("positions"),
                                     segment_ids=batch.get("segment_ids"), capture=("router",) if with_router else ())
-    logprobs, _ = token_logprobs(params, x, batch["targets"], config=config)
     mask = batch["loss_mask"].astype(jnp.float32)
-    # where, not a product: a masked -inf must not become a nan
-    loss_sum, weight = -jnp.sum(jnp.where(mask > 0, logprobs * mask, 0.0)), jnp.sum(mask)
+    loss_sum, weight = summed_cross_entropy(params, x, batch["targets"], mask, config=config), jnp.sum(mask)
     if not with_router:
         return loss_sum, weight, {}
     real = batch["segment_ids"] > 0 if "segment_ids" in batch else jnp.ones(mask.shape, bool)

@@ -261,8 +261,18 @@ def on_cpu(config: Config) -> Config:
     return dataclasses.replace(config, unroll=config.layers)
 
 
+def on_gpu(config: Config, *, loss_chunk: int = 8192) -> Config:
+    """The same model as a GPU with room for it runs it best: products in bfloat16, no loop over layers, all kept.
+
+    Args:
+      config: of any preset.
+      loss_chunk: positions whose logits a device has in memory at once.
+    """
+    return dataclasses.replace(config, dtype="bfloat16", remat="none", unroll=config.layers, loss_chunk=loss_chunk)
+
+
 def on_tpu(config: Config, *, remat: str = "names", loss_chunk: int = 1024) -> Config:
-    """The same model as an accelerator runs it best: products in bfloat16, one compiled layer for all, little kept.
+    """The same model as a TPU runs it best: products in bfloat16, one compiled layer for all, little kept.
 
     Args:
       config: of any preset.

@@ -302,7 +302,9 @@ def count_params(config: Config, *, active: bool = False) -> int:
 def flops_per_token(config: Config, length: int) -> float:
     """Floating-point operations to train on one token: 6 for each weight in a product, and causal attention.
 
-        6 · (weights of layers and head, of experts those that a token goes to) + 6 · Σ_layers N · H · (positions seen on average, both products)
+        6 · (weights of layers and head) + 6 · Σ_layers N · H · (positions seen on average, both products)
+
+    Of experts, the weights are those that a token meets.
 
     Source: Kaplan et al. 2020, table 1, with the half of the attention matrix that a causal model computes.
     """

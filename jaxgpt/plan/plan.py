@@ -191,7 +191,7 @@ def _plan_program(context: Context, target: Target, name: str, arguments: tuple,
     axes = dict(context.mesh.shape)
     step = {"batch": training.batch, "length": training.length, "axes": axes, "accumulate": training.accumulate,
             "optimizer": training.optimizer}
-    cost = counting.train_cost(training.config, **step)
+    cost = counting.train_cost(training.config, **step, each_token=training.rolls_out)
     memory = None
     if not compiled:
         memory = counting.train_memory(training.config, **step, moment_bytes=training.moment_bytes,

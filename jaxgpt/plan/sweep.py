@@ -89,8 +89,9 @@ def candidates(experiment: Experiment, target: Target, stage: str) -> Iterator[C
             step = {"batch": training.batch, "length": training.length, "axes": layout, "remat": remat,
                     "accumulate": training.accumulate, "optimizer": training.optimizer}
             memory = counting.train_memory(training.config, **step, moment_bytes=training.moment_bytes)
-            seconds = step_time(counting.train_cost(training.config, **step), target.chip).seconds
-            yield Candidate(_with_remat(laid_out, stage, remat), layout, remat, seconds, memory.peak)
+            cost = counting.train_cost(training.config, **step, each_token=training.rolls_out)
+            yield Candidate(_with_remat(laid_out, stage, remat), layout, remat, step_time(cost, target.chip).seconds,
+                            memory.peak)
 
 
 def layouts(devices: int) -> Iterator[dict[str, int]]:

@@ -70,9 +70,9 @@ class Ours:
         from jaxgpt.pretrain.programs import Pretrain
         keep_freed_memory()
         config = config_of(job["size"], job["length"], job["dtype"], job["peer"])
-        if jax.default_backend() == "cpu":
-            config = presets.on_cpu(config)
-        elif job["remat"]:
+        place = {"cpu": presets.on_cpu, "gpu": presets.on_gpu, "tpu": presets.on_tpu}[jax.default_backend()]
+        config = dataclasses.replace(place(config), dtype=config.dtype)
+        if job["remat"]:
             config = dataclasses.replace(config, remat=job["remat"])
         if job["loss_chunk"]:
             config = dataclasses.replace(config, loss_chunk=job["loss_chunk"])

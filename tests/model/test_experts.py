@@ -20,9 +20,17 @@ CONFIG = transformer.Config(vocab_size=64, context=32, layers=2, width=32, heads
 B, T, D, F, E, K = 8, 6, 16, 8, 4, 2
 
 
-def loss(params, batch, config):
-    total, weight, metrics = losses.next_token_loss(params, (), batch, None, config=config)
+def loss(params, batch, config, auxiliary=True):
+    total, weight, metrics = losses.next_token_loss(params, (), batch, None, config=config, auxiliary=auxiliary)
     return total / weight, {name: value / count for name, (value, count) in metrics.items()}
+
+
+jitted_loss = jax.jit(loss, static_argnames=("config", "auxiliary"))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def logits_of(params, tokens, config):
+    return transformer.apply(params, tokens, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +92,7 @@ def test_balance_is_that_of_transformers():
         assert float(ours) == pytest.approx(float(reference), rel=1e-6)
 
 
-@pytest.mark.parametrize("places_each", [None, T], ids=["dropless", "capacity"])
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("places_each, normalize", [(None, True), (T, False)], ids=["dropless", "capacity"])
 def test_dispatch_is_the_dense_sum(parts, places_each, normalize):
     """With as many places as tokens nothing is dropped; values and all gradients."""
     value = lambda f: jax.jit(jax.value_and_grad(lambda *a: jnp.square(f(*a)).sum(), argnums=(0, 1, 2)))  # noqa: E731
@@ -149,40 +156,43 @@ def test_one_row_on_many_devices(params):
         with sharding.in_force(mesh, rules):
             return transformer.apply(params, tokens, config=CONFIG)
 
-    np.testing.assert_allclose(jax.jit(run)(params), transformer.apply(params, tokens, config=CONFIG), rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(jax.jit(run)(params), logits_of(params, tokens, CONFIG), rtol=2e-4, atol=2e-4)
 
 
 def test_capacity_for_all_is_dropless(params, batch):
-    run = jax.jit(loss, static_argnames="config")
-    free, exact = run(params, batch, CONFIG)
-    value, metrics = run(params, batch, dataclasses.replace(CONFIG, capacity_factor=2.0))  # E / k: all of a row fit
-    tight, cut = run(params, batch, dataclasses.replace(CONFIG, capacity_factor=0.5))
+    free, exact = jitted_loss(params, batch, CONFIG)
+    value, metrics = jitted_loss(params, batch, dataclasses.replace(CONFIG, capacity_factor=2.0))  # E / k: all of a row fit
+    tight, cut = jitted_loss(params, batch, dataclasses.replace(CONFIG, capacity_factor=0.5))
     assert metrics.pop("dropped") == 0 and cut["dropped"] > 0.3
     assert float(value) == pytest.approx(float(free), rel=1e-6) and float(tight) != pytest.approx(float(free), rel=1e-3)
     assert {name: float(v) for name, v in metrics.items()} == pytest.approx({n: float(v) for n, v in exact.items()})
     assert float(free) == pytest.approx(float(exact["cross_entropy"] + 0.01 * exact["balance_loss"]), rel=1e-6)
-    measured, weight, none = losses.next_token_loss(params, (), batch, None, config=CONFIG, auxiliary=False)
-    assert float(measured / weight) == pytest.approx(float(exact["cross_entropy"])) and none == {}
+    measured, none = jitted_loss(params, batch, CONFIG, auxiliary=False)
+    assert float(measured) == pytest.approx(float(exact["cross_entropy"])) and none == {}
 
 
 def test_causal_with_places_and_cached_without(params):
     """No token depends on a later one, even where places are few; with a cache every token reaches its experts."""
     tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, 64)
     tight = dataclasses.replace(CONFIG, capacity_factor=0.5)
-    run = jax.jit(lambda p, t: transformer.apply(p, t, config=tight))
-    before, after = run(params, tokens), run(params, tokens.at[:, 7].add(1))
+    before, after = logits_of(params, tokens, tight), logits_of(params, tokens.at[:, 7].add(1), tight)
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert (before[:, 7:] != after[:, 7:]).any()
     cache = transformer.init_cache(tight, 2, 16)
-    step = jax.jit(lambda p, t, at, cache: transformer.hidden(p, t, config=tight, positions=at, cache=cache)[:2])
+
+    @jax.jit
+    def step(params, tokens, at, cache):
+        x, cache, _ = transformer.hidden(params, tokens, config=tight, positions=at, cache=cache)
+        return transformer.unembed(params, x, config=tight), cache
+
     found = []
     for i in range(12):
-        x, cache = step(params, tokens[:, i:i + 1], jnp.full((2, 1), i), cache)
-        found.append(transformer.unembed(params, x, config=tight))
-    np.testing.assert_allclose(jnp.concatenate(found, 1), transformer.apply(params, tokens, config=CONFIG), rtol=2e-4,
-                               atol=2e-4)
+        out, cache = step(params, tokens[:, i:i + 1], jnp.full((2, 1), i), cache)
+        found.append(out)
+    np.testing.assert_allclose(np.concatenate(found, 1), logits_of(params, tokens, CONFIG), rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "names", "dots"])
 def test_remat_changes_nothing(params, batch, remat):
     run = jax.jit(jax.grad(lambda p, c: loss(p, batch, c)[0]), static_argnums=1)
@@ -196,11 +206,12 @@ def test_padding_does_not_count(params, batch):
     padded = {name: jnp.pad(value[:1], ((0, 0), (0, 4)), constant_values=7) for name, value in batch.items()}
     padded["loss_mask"] = jnp.arange(16)[None] < 12
     padded["segment_ids"] = padded["loss_mask"].astype(jnp.int32)
-    alone = loss(params, {name: value[:1] for name, value in batch.items()}, CONFIG)
-    found = loss(params, padded, CONFIG)
+    alone = jitted_loss(params, {name: value[:1] for name, value in batch.items()}, CONFIG)
+    found = jitted_loss(params, padded, CONFIG)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, alone)
 
 
+@pytest.mark.slow
 def test_training_on_balance_balances(params, batch):
     """A router that sends all to one pair of experts, under the balance loss alone."""
     mlp = params["layers"]["mlp"]
@@ -229,11 +240,11 @@ def test_muon_takes_the_matrix_of_each_expert():
     axes = {"up": ("layers", "expert", "embed", "mlp"), "embed": ("vocab", "embed")}
     config = Optim(kind="muon", lr=0.02, schedule="constant")
     many = make_optimizer(config, 10, axes)
-    updates, _ = many.update(grads, many.init(params), params)
+    updates, _ = jax.jit(many.update)(grads, many.init(params), params)
     alone = optax.contrib.muon(0.02, beta=config.momentum)
     for layer, expert in np.ndindex(2, 3):
         one = {"w": params["up"][layer, expert]}
-        expected, _ = alone.update({"w": grads["up"][layer, expert]}, alone.init(one), one)
+        expected, _ = jax.jit(alone.update)({"w": grads["up"][layer, expert]}, alone.init(one), one)
         np.testing.assert_allclose(updates["up"][layer, expert], expected["w"], rtol=1e-4, atol=1e-6)
 
 

@@ -53,6 +53,36 @@ def test_logits_are_never_whole_in_memory(model):
     assert "30x37xf32" in whole or "3x10x37xf32" in whole
 
 
+def test_a_sum_makes_its_logits_once(model):
+    """Chunked, a training step multiplies by the head three times; where each token's gradient is its own, four times."""
+    config = dataclasses.replace(CONFIG, loss_chunk=5)
+
+    def each_token(params):
+        x, _, _ = transformer.hidden(params, batch()["tokens"], config=config)
+        return jnp.sum(losses.token_logprobs(params, x, batch()["targets"], config=config)[0])
+
+    def products(loss):
+        lines = jax.jit(jax.value_and_grad(loss)).lower(model).as_text().splitlines()
+        return sum("dot_general" in line and "x37x" in line for line in lines)
+
+    assert products(lambda p: losses.next_token_loss(p, (), batch(), None, config=config)[0]) == 3
+    assert products(each_token) == 4
+
+
+def test_chunked_sum_is_whole(model):
+    """Values and gradients, times what follows, also where the chunk does not divide the positions."""
+    def loss(params, config):
+        total, weight, _ = losses.next_token_loss(params, (), batch(), None, config=config)
+        return (total / weight) ** 2
+
+    for chunk in (1, 7, 29):
+        chunked = dataclasses.replace(CONFIG, loss_chunk=chunk)
+        (value, gradient), (same, others) = (jax.value_and_grad(loss)(model, c) for c in (CONFIG, chunked))
+        np.testing.assert_allclose(value, same, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(others)):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()))
+
+
 def test_loss_is_the_masked_sum(model):
     loss_sum, weight, _ = losses.next_token_loss(model, (), batch(), None, config=CONFIG)
     logprobs = jax.nn.log_softmax(transformer.apply(model, batch()["tokens"], config=CONFIG))
