@@ -2,12 +2,15 @@
 
 from setuptools import find_packages, setup
 
+SERVE = ["starlette>=0.46", "uvicorn>=0.34"]
+
 setup(
     name="jaxgpt",
     version="0.1.0",
     description="From web pages to a model you can talk to, in JAX: every stage of an LLM as a pure function.",
     python_requires=">=3.11",
     packages=find_packages(include=["jaxgpt", "jaxgpt.*"]),
+    package_data={"jaxgpt.chat": ["page.html"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -35,10 +38,11 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "datatrove==0.10.1", "spacy>=3.8", "fasteners", "warcio",
-                 "tldextract", "pyahocorasick", "fasttext-numpy2-wheel"],
+                 "tldextract", "pyahocorasick", "fasttext-numpy2-wheel", *SERVE, "openai>=2", "schemathesis>=4",
+                 "playwright>=1.50"],  # the last drives the system's own Chromium
         "reference": ["torch>=2.13", "transformers>=5.24"],  # what imported models are compared with, in tests
         "hub": ["huggingface_hub>=1.0"],  # jaxgpt import NAME
-        "serve": ["starlette", "uvicorn"],
+        "serve": SERVE,
         "metrics": ["tensorboardX", "wandb"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],

@@ -1,4 +1,4 @@
-"""The command line: `jaxgpt run | curate | plan | chat | sample | tokenize`, and the commands of `model_commands.py`.
+"""The command line: `jaxgpt run | curate | plan | chat | serve | sample | tokenize`, and the commands of `model_commands.py`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _sampling_arguments(chat, temperature=0.0, tokens=200)
     chat.set_defaults(command=_chat)
 
+    _add_serve(commands)
     sample = commands.add_parser("sample", help="continue a text with any stage's model")
     _model_arguments(sample)
     sample.add_argument("--prompt", metavar="TEXT", default="", help="what to continue (default: an empty document)")
@@ -127,6 +128,23 @@ def _add_curate(commands) -> None:
     curate.add_argument("--strict", action="store_true", help="exit with status 1 if a record could not be read")
     curate.add_argument("options", metavar="OPTIONS", nargs="*", help=argparse.SUPPRESS)
     curate.set_defaults(command=_curate)
+
+
+def _add_serve(commands) -> None:
+    serve = commands.add_parser("serve", help="an OpenAI-compatible server, with a page to look inside", description=(
+        "Serves the models of a run by OpenAI's API, and a page at / with a chat, a playground, tokenizers and a look "
+        "inside. SIGTERM and Ctrl-C let what is under way come to its end."))
+    serve.add_argument("workdir", metavar="WORKDIR", help="of a run, e.g. runs/quickstart")
+    serve.add_argument("--stage", metavar="NAME", action="append", help="serve this model; may be repeated (default: all)")
+    serve.add_argument("--host", metavar="ADDRESS", default="127.0.0.1",
+                       help="where to listen (default: 127.0.0.1, reached from this machine alone)")
+    serve.add_argument("--port", metavar="N", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    serve.add_argument("--api-key", metavar="KEY", help="what clients must send (default: $JAXGPT_API_KEY, or no key)")
+    serve.add_argument("--slots", metavar="N", type=int, default=8, help="answers a model writes at once (default: 8)")
+    serve.add_argument("--max-waiting", metavar="N", type=int, default=256,
+                       help="answers that wait for a slot; more are refused with status 429 (default: 256)")
+    serve.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="of an answer (default: 600)")
+    serve.set_defaults(command=_serve)
 
 
 def _model_arguments(parser) -> None:
@@ -233,6 +251,14 @@ def _chat(arguments) -> int:
     from jaxgpt.inference.load import load
     loaded = load(Path(arguments.workdir), arguments.stage)
     return terminal.chat(loaded, system=arguments.system, prompt=arguments.prompt, **_sampling(arguments))
+
+
+def _serve(arguments) -> int:
+    _prepare_jax()
+    from jaxgpt.chat.serving import serve
+    return serve(arguments.workdir, stages=arguments.stage, host=arguments.host, port=arguments.port,
+                 key=arguments.api_key or os.environ.get("JAXGPT_API_KEY"), slots=arguments.slots,
+                 max_waiting=arguments.max_waiting, seconds=arguments.timeout)
 
 
 def _sample(arguments) -> int:

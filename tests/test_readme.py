@@ -28,8 +28,8 @@ def test_files_that_are_named_exist(path):
     assert (ROOT / path).is_file()
 
 
-NAMES = "run|curate|plan|chat|sample|tokenize|import|export|info"
-COMMANDS = sorted({line for line in re.findall(rf"jaxgpt (?:{NAMES}) (?:'[^'\n]*'|[^`'\n|])*", TEXT) if "FILE" not in line})
+NAMES = "run|curate|plan|chat|serve|sample|tokenize|import|export|info"
+COMMANDS = sorted({line for line in re.findall(rf"jaxgpt (?:{NAMES}) (?:'[^'\n]*'|[^`'\n|])*", TEXT) if "FILE" not in line and "WORKDIR" not in line})
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -59,20 +59,36 @@ def load(workdir: str | Path, stage: str | None = None) -> Loaded:
 def find(workdir: str | Path, stage: str | None = None) -> tuple[str, transformer.Config, dict]:
     """What `load` would load, without its weights: (stage, config, what the stage put out)."""
     workdir = Path(workdir)
-    if not workdir.is_dir():
-        raise UserError(f"{workdir}: no such folder; give the workdir of a run, such as runs/quickstart")
-    complete = {path.parent.name: read_stage(path, (*MANIFEST, "finished"))
-                for path in sorted(workdir.glob("*/manifest.json"))}
-    trained = [name for name in _in_order(complete) if "checkpoint" in complete[name]["outputs"]]
-    if not trained:
-        raise UserError(f"{workdir}: no stage that trains a model is complete there; "
-                        f"complete: {', '.join(_in_order(complete)) or 'none'}")
+    complete = _complete(workdir)
+    trained = stages(workdir)
     stage = stage or trained[-1]
     if stage not in trained:
         what = "trained no model" if stage in complete else "is not complete"
         raise UserError(f"{workdir}: stage '{stage}' {what}; stages with a model: {', '.join(trained)}")
     outputs = complete[stage]["outputs"]
     return stage, from_json(transformer.Config, outputs["model"]), outputs
+
+
+def stages(workdir: str | Path) -> list[str]:
+    """The stages of a run whose models `load` can load, in the order they were finished.
+
+    Raises:
+      UserError: there is no such run, or no model in it.
+    """
+    complete = _complete(Path(workdir))
+    trained = [name for name in _in_order(complete) if "checkpoint" in complete[name]["outputs"]]
+    if not trained:
+        raise UserError(f"{workdir}: no stage that trains a model is complete there; "
+                        f"complete: {', '.join(_in_order(complete)) or 'none'}")
+    return trained
+
+
+def _complete(workdir: Path) -> dict[str, dict]:
+    """The manifests of a run's complete stages, by name."""
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such folder; give the workdir of a run, such as runs/quickstart")
+    return {path.parent.name: read_stage(path, (*MANIFEST, "finished"))
+            for path in sorted(workdir.glob("*/manifest.json"))}
 
 
 def _in_order(manifests: dict[str, dict]) -> list[str]:

@@ -59,7 +59,7 @@ class Transformer(nn.Module):
             layers, block = self.get_variable("params", "layers"), Block(config, self.capture, parent=None)
             updated, seen = [], []
             for i, (slots, window) in enumerate(zip(cache, _per_layer(config))):
-                layer = jax.tree.map(lambda leaf: leaf[i], layers)
+                layer = layers[i] if isinstance(layers, tuple) else jax.tree.map(lambda leaf: leaf[i], layers)
                 x, (slots, inside) = block.apply({"params": layer}, x, positions, None, slots,
                                                   _windows(config).index(window))
                 updated.append(slots)
@@ -271,6 +271,15 @@ def hidden(params: Any, tokens: jax.Array, *, config: Config, positions: jax.Arr
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     model = Transformer(config, tuple(capture))
     return model.apply({"params": params}, tokens, positions, segment_ids, cache)
+
+
+def unstack(params: Any) -> Any:
+    """The parameters with a tree for each layer, as decoding reads them best: for `hidden` with a cache.
+
+    Cut out of the stack inside the program, a layer's weights are copied at every token.
+    """
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    return {**params, "layers": tuple(jax.tree.map(lambda leaf: leaf[i], params["layers"]) for i in range(count))}
 
 
 def unembed(params: Any, x: jax.Array, *, config: Config) -> jax.Array:

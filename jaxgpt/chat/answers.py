@@ -1,0 +1,169 @@
+"""From tokens to what is sent: text in whole characters, up to a stop, with calls, results and log-probabilities."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+from collections.abc import Sequence
+
+from jaxgpt.tokenizer import special
+from jaxgpt.tokenizer.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A token that was written.
+
+    Attributes:
+      token: its id.
+      logprob: of it, under the model's own distribution; None where it was given.
+      top: [(id, logprob)] of the likeliest.
+      offset: where its text begins, in characters.
+    """
+
+    token: int
+    logprob: float | None
+    top: Sequence[tuple[int, float]]
+    offset: int
+
+
+@dataclasses.dataclass
+class Piece:
+    """What came of some tokens: text, the tokens themselves, calls and their results [(call, result or None)]."""
+
+    text: str = ""
+    entries: list[Entry] = dataclasses.field(default_factory=list)
+    calls: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)
+
+
+class Answer:
+    """One answer as it comes.
+
+    A piece of text waits while it could be the beginning of a stop string, or of a character; at a stop string the
+    answer ends before it.
+
+    Args:
+      tokenizer: of the model.
+      stops: strings that end the answer.
+
+    Attributes:
+      stopped: whether a stop string came.
+      count: how many tokens were fed that the model wrote itself.
+      offset: where its text begins: behind a prompt that comes back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
+        self.tokenizer, self.stops = tokenizer, tuple(stops)
+        self.stopped, self.count = False, 0
+        self._marks = {tokenizer.special.get(mark): kind for mark, kind in ((special.CALL, "call"), (special.RESULT, "result"))}
+        self._hidden = set(tokenizer.special.values())
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._inside, self._inner, self._call = None, b"", None  # of a call or a result
+        self._held, self._sent, self._waiting, self.offset = "", 0, [], 0
+
+    def feed(self, token: int, logprob: float | None = None, top: Sequence[tuple[int, float]] = (), *,
+             forced: bool = False) -> Piece:
+        """What can be sent once this token is known."""
+        self.count += not forced
+        if token in self._marks:
+            return self._mark(self._marks[token])
+        if self._inside:
+            if token not in self._hidden:
+                self._inner += self.tokenizer.decode_bytes([token])
+            return Piece()
+        if token in self._hidden:
+            return Piece()
+        self._waiting.append(Entry(token, logprob, top, self.offset + self._sent + len(self._held)))
+        self._held += self._decoder.decode(self.tokenizer.decode_bytes([token]))
+        return self._release()
+
+    def end(self) -> Piece:
+        """What is left when no token follows."""
+        piece = Piece(calls=[(self._call, None)] if self._call is not None else [])
+        self._call = None
+        if self.stopped:
+            return piece
+        self._held += self._decoder.decode(b"", final=True)
+        rest = self._release(final=True)
+        return Piece(rest.text, rest.entries, piece.calls)
+
+    def _mark(self, kind: str) -> Piece:
+        if self._inside != kind:
+            self._inside, self._inner = kind, b""
+            if kind == "call" and self._call is not None:  # the call before has no result
+                call, self._call = self._call, None
+                return Piece(calls=[(call, None)])
+            return Piece()
+        text, self._inside = self._inner.decode(errors="replace"), None
+        if kind == "call":
+            self._call = text
+            return Piece()
+        call, self._call = self._call or "", None
+        return Piece(calls=[(call, text)])
+
+    @property
+    def call(self) -> str | None:
+        """A call that is complete and has no result yet."""
+        return self._call
+
+    def _release(self, final: bool = False) -> Piece:
+        found = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped, end = True, min(found)
+        else:
+            end = len(self._held) if final else len(self._held) - _overlap(self._held, self.stops)
+        text, self._held = self._held[:end], self._held[end:]
+        self._sent += len(text)
+        done = len(self._waiting) if final else sum(entry.offset < self.offset + self._sent for entry in self._waiting)
+        entries, self._waiting = self._waiting[:done], self._waiting[done:]
+        return Piece(text, entries)
+
+
+def _overlap(text: str, stops: Sequence[str]) -> int:
+    """The length of the longest end of `text` that begins a stop string.
+
+    >>> _overlap("one\\n", ("\\n\\n", "END"))
+    1
+    """
+    return max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
+
+
+def spelled(tokenizer: Tokenizer, token: int) -> str:
+    """A token as OpenAI writes it: its text, or its bytes where they are no text.
+
+    >>> from jaxgpt.tokenizer import bpe
+    >>> tokenizer = Tokenizer(bpe.train(["-"], vocab_size=264))
+    >>> spelled(tokenizer, 97), spelled(tokenizer, 195)
+    ('a', 'bytes:\\\\xc3')
+    """
+    raw = tokenizer.decode_bytes([token])
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def completion_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry], *, ids: bool) -> dict:
+    """Of /v1/completions; with `ids` also what the spelling of tokens does not tell apart."""
+    found = {
+        "tokens": [spelled(tokenizer, entry.token) for entry in entries],
+        "token_logprobs": [entry.logprob for entry in entries],
+        "top_logprobs": [None if entry.logprob is None else _spelled_top(tokenizer, entry) for entry in entries],
+        "text_offset": [entry.offset for entry in entries]}
+    if ids:
+        found["token_ids"] = [entry.token for entry in entries]
+        found["top_tokens"] = [[{"id": token, "token": spelled(tokenizer, token), "logprob": logprob}
+                                for token, logprob in entry.top] for entry in entries]
+    return found
+
+
+def _spelled_top(tokenizer: Tokenizer, entry: Entry) -> dict[str, float]:
+    return {spelled(tokenizer, token): logprob for token, logprob in [*entry.top][::-1]}
+
+
+def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry]) -> dict:
+    """Of /v1/chat/completions."""
+    def one(token, logprob):
+        return {"token": spelled(tokenizer, token), "logprob": logprob, "bytes": list(tokenizer.decode_bytes([token]))}
+    return {"content": [one(entry.token, entry.logprob) | {"top_logprobs": [one(*pair) for pair in entry.top]}
+                        for entry in entries], "refusal": None}

@@ -1,0 +1,104 @@
+"""`jaxgpt serve`: listen, serve, and let what is under way come to its end before leaving."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ipaddress
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from jaxgpt.chat.models import Model, Models
+from jaxgpt.chat.server import Server, application
+from jaxgpt.chat.worker import Worker
+from jaxgpt.core.errors import UserError
+from jaxgpt.inference.engine import Engine
+
+CHUNK = 8  # tokens that an engine draws between two looks at who came and who left
+
+
+def serve(workdir: str | Path, *, stages: list[str] | None = None, host: str = "127.0.0.1", port: int = 8000,
+          key: str | None = None, slots: int = 8, max_waiting: int = 256, seconds: float = 600.0) -> int:
+    """Serves until SIGTERM or Ctrl-C, then lets what is under way come to its end.
+
+    Args:
+      workdir: of a run.
+      stages: whose models; all where None.
+      host, port: where; port 0 takes a free one.
+      key: that clients must know, or None.
+      slots: of each engine.
+      max_waiting: answers that may wait for a slot; beyond it requests are refused.
+      seconds: that an answer may take.
+
+    Returns:
+      The exit status: 0 after SIGTERM, 130 after Ctrl-C.
+
+    Raises:
+      UserError: there is no such run, a library is missing, or the address is not to be had.
+    """
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise UserError("jaxgpt serve needs the libraries starlette and uvicorn: pip install 'jaxgpt[serve]'") from error
+    _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20), timeout=(seconds, 1, 86400))
+    worker = Worker(functools.partial(_engine, slots=slots), most=slots + max_waiting)
+    server = Server(Models(workdir, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host))
+    listening = _listen(host, port)
+    where = f"[{host}]" if ":" in host else host
+    print(f"serving {', '.join(server.models.models)} at http://{where}:{listening.getsockname()[1]} (Ctrl-C stops)",
+          flush=True)
+    ended: list[int] = []
+
+    class Uvicorn(uvicorn.Server):
+        """Stops on a signal without raising it again, which would make a clean end look like a crash."""
+
+        @contextlib.contextmanager
+        def capture_signals(self):
+            def note(number, frame):
+                ended.append(number)
+                self.handle_exit(number, frame)
+            before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    config = uvicorn.Config(application(server), log_level="warning", timeout_graceful_shutdown=int(seconds) + 1,
+                            access_log=False, server_header=False)
+    Uvicorn(config).run(sockets=[listening])
+    if ended[:1] == [signal.SIGINT]:
+        return 130
+    print("stopped; what was under way has been answered", file=sys.stderr)
+    return 0
+
+
+def _engine(model: Model, slots: int) -> Engine:
+    loaded = model.loaded
+    return Engine(loaded.params, loaded.config, tokenizer=loaded.tokenizer, slots=slots, chunk=CHUNK)
+
+
+def _check(**options: tuple[float, float, float]) -> None:
+    for name, (value, low, high) in options.items():
+        if not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} {value}: from {low} to {high}")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason})") from error
+
+
+def _names(host: str) -> frozenset[str] | None:
+    """By what a server on `host` may be called: where only this machine reaches it, by this machine's names."""
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    return frozenset({"localhost", "127.0.0.1", "::1", host}) if local else None

@@ -1,0 +1,353 @@
+"""The engine: many prompts at once, each with its own options, arriving and ending when they like.
+
+A fixed set of slots on the device (`slots.py`) is filled from a queue. One `step` of the host takes in what there is
+room for, reads a piece of each prompt that is not read yet, lets all rows draw a chunk of tokens, and hands out what
+came: rows that end make room at once, so a long completion holds up none (continuous batching: Yu et al. 2022, "Orca").
+What a row has read stays there until it is needed again: a prompt that begins alike, such as one under a common system
+prompt or another sample of the same, copies that part instead of reading it.
+
+    engine = Engine(params, config, tokenizer=tokenizer, slots=8)
+    outputs = engine.run([Request(prompt, max_new_tokens=64)])      # a list of n outputs for each request
+    number = engine.submit(request)                                 # or step by step: for a server
+    for event in engine.step(): ...                                 # Token and Finished
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgpt.core import sharding
+from jaxgpt.core.errors import UserError
+from jaxgpt.inference import slots as rows_on_device
+from jaxgpt.inference.progress import TextProgress
+from jaxgpt.inference.request import Finished, Output, Request, Token, check_request
+from jaxgpt.inference.slots import STOPS, Settings
+from jaxgpt.model import transformer
+from jaxgpt.tokenizer.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(eq=False)
+class _Sample:
+    """One completion on the host.
+
+    Attributes:
+      sequence: prompt and completion so far.
+      text: what of it can be shown.
+      slot: its row, once it has one.
+      filled: how much of the sequence the row's cache holds.
+      reading: whether there is more to read than the newest token, before the row draws (again).
+    """
+
+    request_id: int
+    index: int
+    request: Request
+    sequence: list[int]
+    text: TextProgress
+    slot: int | None = None
+    filled: int = 0
+    reading: bool = True
+
+    @property
+    def completion(self) -> list[int]:
+        return self.sequence[len(self.request.prompt):]
+
+
+class Engine:
+    """Generation for many requests at once, over a model that lies on the devices."""
+
+    def __init__(self, params: Any, config: transformer.Config, *, tokenizer: Tokenizer | None = None, slots: int = 8,
+                 context: int | None = None, chunk: int = 16, piece: int = 256, alternatives: int = 20,
+                 cache_dtype: str | None = None, mesh: jax.sharding.Mesh | None = None, rules: dict | None = None):
+        """Lays the weights out for decoding and makes empty rows; compiles nothing yet, see `warm_up`.
+
+        Args:
+          params, config: the model.
+          tokenizer: for text and stop strings; without one, tokens alone.
+          slots: B, completions under way at once.
+          context: S, prompt and completion; the model's where None.
+          chunk: most tokens that a row draws between two looks of the host.
+          piece: most tokens of a prompt that are read in one call.
+          alternatives: most that a request may ask for.
+          cache_dtype: of keys and values; as the activations where None.
+          mesh, rules: where the model lies, if on several devices.
+
+        Raises:
+          UserError: an impossible size.
+        """
+        for name, value in {"slots": slots, "chunk": chunk, "piece": piece}.items():
+            if value < 1:
+                raise UserError(f"{name} is {value}, but must be at least 1")
+        context = config.context if context is None else context
+        if not 2 <= context <= config.context:
+            raise UserError(f"context is {context}, but must be 2 to {config.context}, the model's")
+        self.config, self.tokenizer = config, tokenizer
+        self.slots, self.context, self.chunk, self.alternatives = slots, context, chunk, min(alternatives, config.vocab_size)
+        self._piece = _bucket(piece, most=context)
+        self._mesh, self._rules = mesh, rules
+        self._special = frozenset(tokenizer.special.values()) if tokenizer else frozenset()
+        self._make_programs(cache_dtype)
+        self.update(params)
+        self._samples: list[_Sample | None] = [None] * slots
+        self._waiting: collections.deque[_Sample] = collections.deque()
+        self._count = 0
+
+    # --- what is asked -----------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> int:
+        """Puts a request into the queue; returns its number, which its events carry.
+
+        Raises:
+          UserError: the request is impossible; names the field.
+        """
+        check_request(request, vocab_size=self.config.vocab_size, context=self.context, stops=STOPS,
+                      alternatives=self.alternatives, has_tokenizer=self.tokenizer is not None)
+        number, self._count = self._count, self._count + 1
+        for index in range(request.n):
+            self._waiting.append(_Sample(number, index, request, list(map(int, request.prompt)),
+                                         TextProgress(request.stop)))
+        return number
+
+    def cancel(self, number: int) -> list[Finished]:
+        """Drops what is left of a request and frees its slots."""
+        dropped = [sample for sample in self._waiting if sample.request_id == number]
+        self._waiting = collections.deque(sample for sample in self._waiting if sample.request_id != number)
+        dropped += [sample for sample in self._samples if sample and sample.request_id == number]
+        return [self._finish(sample, "cancelled") for sample in dropped]
+
+    @property
+    def active(self) -> int:
+        """Completions that have a slot."""
+        return sum(sample is not None for sample in self._samples)
+
+    @property
+    def waiting(self) -> int:
+        """Completions that have none yet."""
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        return not self.active and not self._waiting
+
+    def run(self, requests: Iterable[Request]) -> list[list[Output]]:
+        """Completes requests and returns, for each, its n outputs."""
+        requests = list(requests)
+        numbers = {self.submit(request): place for place, request in enumerate(requests)}
+        tokens = {(number, index): [] for number in numbers for index in range(requests[numbers[number]].n)}
+        outputs: list[list] = [[None] * request.n for request in requests]
+        while not self.idle:
+            for event in self.step():
+                key = event.request, event.sample
+                if key not in tokens:
+                    continue  # of a request that was there before
+                if isinstance(event, Token):
+                    tokens[key].append(event)
+                else:
+                    outputs[numbers[event.request]][event.sample] = Output(tuple(tokens[key]), event)
+        return outputs
+
+    def update(self, params: Any) -> None:
+        """Takes other weights of the same shapes, without compiling again; what is under way goes on with them."""
+        self._params = self._lay_out(params)
+        self._left: list[list[int]] = [[] for _ in range(self.slots)]  # what rows at rest have read
+
+    # --- one turn of the host ----------------------------------------------------------------------------------------
+
+    def step(self) -> list[Token | Finished]:
+        """Takes in, reads, draws and hands out: the events of one turn, in order for each completion."""
+        events = [event for sample in self._samples if sample and sample.reading for event in self._read(sample)]
+        while (sample := self._next()) is not None:
+            self._place(sample)
+            events += self._read(sample)  # at once, so that the next one can copy it
+        return events + self._draw()
+
+    def _next(self) -> _Sample | None:
+        """Who gets a slot: the first who waits. A further sample of a request waits until one of them has read the
+        prompt."""
+        if None in self._samples:
+            for sample in self._waiting:
+                if not any(other and other.request is sample.request and other.filled < len(sample.request.prompt)
+                           for other in self._samples):
+                    self._waiting.remove(sample)
+                    return sample
+        return None
+
+    def _place(self, sample: _Sample) -> None:
+        """Gives a slot, with what another row has read of the same."""
+        slot = self._samples.index(None)
+        common = [_common(self._holds(row), sample.sequence[:-1]) for row in range(self.slots)]  # the last gives logits
+        source = max(range(self.slots), key=lambda row: (common[row], row == slot))
+        if source != slot and common[source]:
+            self._rows = self._run["copy"](self._rows, source, slot)
+        self._samples[slot], sample.slot, sample.filled = sample, slot, common[source]
+        self._rows = self._run["admit"](self._rows, slot, *self._settings(sample))
+
+    def _holds(self, slot: int) -> list[int]:
+        """The tokens whose keys and values a row has."""
+        sample = self._samples[slot]
+        return sample.sequence[:sample.filled] if sample else self._left[slot]
+
+    def _read(self, sample: _Sample) -> list[Token | Finished]:
+        """Reads the next piece; behind the last one the first token is drawn."""
+        length = min(len(sample.sequence) - sample.filled, self._piece)
+        piece = np.zeros(_bucket(length, most=self._piece), np.int32)
+        piece[:length] = sample.sequence[sample.filled:sample.filled + length]
+        last = sample.filled + length == len(sample.sequence)
+        if last and sample.request.mask:
+            self._mask(sample)
+        self._rows, drawn = self._run["prefill"](
+            self._params, self._rows, sample.slot, piece, np.int32(sample.filled), np.int32(length), np.bool_(last),
+            span=self._span(sample.filled + length), alternatives=self._alternatives())
+        sample.filled += length
+        sample.reading = not last
+        return self._take(sample, jax.device_get(drawn), (0,)) if last else []
+
+    def _draw(self) -> list[Token | Finished]:
+        """A chunk of tokens for all rows that draw."""
+        drawing = [sample for sample in self._samples if sample and not sample.reading]
+        if not drawing:
+            return []
+        masked = [sample for sample in drawing if sample.request.mask]
+        for sample in masked:
+            self._mask(sample)
+        steps = 1 if masked else self.chunk
+        rows = _bucket(max(sample.slot for sample in drawing) + 1, most=self.slots)
+        span = self._span(max(len(sample.sequence) for sample in drawing) + steps)
+        self._rows, drawn, counts = self._run["decode"](self._params, self._rows, np.int32(steps), rows=rows, span=span,
+                                                        alternatives=self._alternatives())
+        drawn, counts = jax.device_get((drawn, counts))
+        events: list[Token | Finished] = []
+        for sample in drawing:
+            slot = sample.slot
+            for step in range(counts[slot]):
+                sample.filled += 1
+                events += self._take(sample, drawn, (slot, step))
+                if self._samples[slot] is not sample:
+                    break  # a stop string ended it, of which the device does not know
+        return events
+
+    def _take(self, sample: _Sample, drawn: rows_on_device.Drawn, at: tuple[int, ...]) -> list[Token | Finished]:
+        """A drawn token joins its completion, and what follows from it."""
+        request, token = sample.request, int(drawn.tokens[at])
+        alternatives = zip(drawn.alternatives[at].tolist(), drawn.alternative_logprobs[at].tolist())
+        events: list[Token | Finished] = [self._append(
+            sample, token, logprob=float(drawn.logprobs[at]), model_logprob=float(drawn.model_logprobs[at]),
+            alternatives=tuple(alternatives)[:request.alternatives])]
+        if sample.text.stopped_by is not None:
+            return [*events, self._finish(sample, "stop", sample.text.stopped_by)]
+        if token in request.stop_tokens:
+            return [*events, self._finish(sample, "stop", token)]
+        room = self._limit(request) - len(sample.sequence)
+        if token in request.watch and room:
+            put_in = request.watcher(sample.completion)
+            if put_in is None:
+                return [*events, self._finish(sample, "watcher")]
+            events += [self._append(sample, int(forced), logprob=0.0, model_logprob=0.0, forced=True)
+                       for forced in put_in[:room]]
+            sample.reading, room = True, room - len(put_in)
+        return events if room > 0 else [*events, self._finish(sample, "length")]
+
+    def _append(self, sample: _Sample, token: int, **details) -> Token:
+        sample.sequence.append(token)
+        shown = self.tokenizer is not None and token not in self._special
+        text = sample.text.feed(self.tokenizer.decode_bytes([token])) if shown else ""
+        return Token(sample.request_id, sample.index, token, text=text, **details)
+
+    def _finish(self, sample: _Sample, reason: str, stopped_by: int | str | None = None) -> Finished:
+        if sample.slot is not None:
+            self._rows = self._run["rest"](self._rows, sample.slot)
+            self._left[sample.slot] = sample.sequence[:sample.filled]
+            self._samples[sample.slot] = None
+        return Finished(sample.request_id, sample.index, reason, stopped_by, sample.text.finish())
+
+    # --- what the device is given ------------------------------------------------------------------------------------
+
+    def _limit(self, request: Request) -> int:
+        return min(len(request.prompt) + request.max_new_tokens, self.context)
+
+    def _settings(self, sample: _Sample) -> tuple[Settings, np.ndarray]:
+        request, s = sample.request, sample.request.sampling
+        numbers = (s.temperature, s.top_k or 0, 1 if s.top_p is None else s.top_p, s.min_p or 0, s.repetition_penalty,
+                   s.presence_penalty, s.frequency_penalty)
+        stops = np.full(STOPS, -1, np.int32)
+        stops[:len(request.stop_tokens) + len(request.watch)] = (*request.stop_tokens, *request.watch)
+        seen = np.zeros(self.config.vocab_size, bool)
+        seen[sample.sequence] = True
+        return Settings(*map(np.float32, numbers), seed=np.uint32((s.seed ^ s.seed >> 32) & 0xFFFFFFFF),
+                        sample=np.uint32(sample.index), limit=np.int32(self._limit(request)), stops=stops,
+                        bias=self._bias(request)), seen
+
+    def _bias(self, request: Request) -> np.ndarray:
+        bias = np.zeros(self.config.vocab_size, np.float32)
+        for token, value in request.sampling.logit_bias.items():
+            bias[token] = value
+        return bias
+
+    def _mask(self, sample: _Sample) -> None:
+        """Forbids what the mask does not allow next."""
+        allowed = sample.request.mask(sample.completion)
+        bias = np.where(allowed, self._bias(sample.request), -np.inf).astype(np.float32)
+        self._rows = self._run["set_bias"](self._rows, sample.slot, bias)
+
+    def _alternatives(self) -> int:
+        """None of the rows may want any, which saves a sort of the vocabulary."""
+        return self.alternatives if any(sample and sample.request.alternatives for sample in self._samples) else 0
+
+    def _span(self, positions: int) -> int:
+        return _bucket(positions, least=128, most=self.context)
+
+    # --- programs ----------------------------------------------------------------------------------------------------
+
+    def _make_programs(self, cache_dtype) -> None:
+        def wrap(function):
+            def on_mesh(*arguments, **options):
+                with sharding.in_force(self._mesh, self._rules) if self._mesh else contextlib.nullcontext():
+                    return function(*arguments, **options)
+            return on_mesh
+
+        def empty():
+            made = rows_on_device.init(self.config, self.slots, self.context, cache_dtype)
+            cache = jax.tree.map(lambda a: sharding.shard(a, None, None, "kv_heads", None), made.cache)
+            return made._replace(cache=cache)
+
+        self._rows = jax.jit(wrap(empty))()
+        self._lay_out = jax.jit(transformer.unstack)
+        self._run = rows_on_device.programs(self.config, self.chunk, wrap)
+
+    def warm_up(self, *, alternatives: bool = False) -> int:
+        """Compiles every program that requests can need, so that none waits for it later; returns how many."""
+        compiled = 0
+        kinds = (0, self.alternatives) if alternatives else (0,)
+        spans = sorted({self._span(2 ** power) for power in range(1, self.context.bit_length() + 1)})
+        for kind in kinds:
+            for span in spans:
+                for size in {_bucket(2 ** power, most=self._piece) for power in range(self._piece.bit_length())}:
+                    if size <= span:
+                        self._rows, _ = self._run["prefill"](
+                            self._params, self._rows, 0, np.zeros(size, np.int32), np.int32(0), np.int32(1), np.bool_(False),
+                            span=span, alternatives=kind)
+                        compiled += 1
+                for rows in {_bucket(2 ** power, most=self.slots) for power in range(self.slots.bit_length() + 1)}:
+                    self._rows, *_ = self._run["decode"](self._params, self._rows, np.int32(0), rows=rows, span=span,
+                                                         alternatives=kind)
+                    compiled += 1
+        self._left = [[] for _ in range(self.slots)]
+        return compiled
+
+
+def _bucket(size: int, *, least: int = 1, most: int) -> int:
+    """The smallest power of two that is at least `size` and `least`, but never more than `most`."""
+    return min(1 << (max(size, least) - 1).bit_length(), most)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    size = min(len(a), len(b))
+    differ = np.nonzero(np.asarray(a[:size]) != np.asarray(b[:size]))[0] if size else ()
+    return int(differ[0]) if len(differ) else size

@@ -1,0 +1,39 @@
+"""The text of a completion as its tokens come: whole characters only, and nothing that may yet be a stop string."""
+
+from __future__ import annotations
+
+import codecs
+
+
+class TextProgress:
+    """Bytes in, text out, up to the first stop string.
+
+    >>> text = TextProgress(("STOP",))
+    >>> [text.feed(piece) for piece in (b"caf\\xc3", b"\\xa9 S", b"T", b"ART STOP it")], text.stopped_by
+    (['caf', 'é ', '', 'START '], 'STOP')
+    """
+
+    def __init__(self, stop: tuple[str, ...] = ()):
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop, self._held = stop, ""
+        self.stopped_by: str | None = None
+
+    def feed(self, piece: bytes) -> str:
+        """What can be shown after these bytes; "" once a stop string was found."""
+        return "" if self.stopped_by else self._release(self._decoder.decode(piece), last=False)
+
+    def finish(self) -> str:
+        """The rest, at the end of a completion."""
+        return "" if self.stopped_by else self._release(self._decoder.decode(b"", final=True), last=True)
+
+    def _release(self, new: str, *, last: bool) -> str:
+        text = self._held + new
+        found = [(text.index(stop), stop) for stop in self._stop if stop in text]
+        if found:
+            end, self.stopped_by = min(found)
+            self._held = ""
+            return text[:end]
+        held = 0 if last else max((size for stop in self._stop for size in range(1, len(stop))
+                                   if text.endswith(stop[:size])), default=0)
+        self._held = text[len(text) - held:]
+        return text[:len(text) - held]

@@ -1,0 +1,148 @@
+"""What may be asked and how it is read, without a server: every wrong request is told which field is wrong."""
+
+import json
+import re
+
+import pytest
+from scripted import CONTEXT, SPECIAL, TOKENIZER, VOCAB, write_run
+
+from jaxgpt.chat import openapi, protocol
+from jaxgpt.chat.answers import Answer
+from jaxgpt.chat.errors import ApiError
+from jaxgpt.chat.metrics import Metrics
+from jaxgpt.chat.models import Models
+from jaxgpt.chat.page import page
+
+HELLO = [{"role": "user", "content": "hello"}]
+CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
+WRONG = [
+    (CHAT, {"model": "best", "messages": HELLO}, 404, "model", 'there is no "best"; there are base, assistant, practice'),
+    (CHAT, {"messages": HELLO}, 400, "model", "model: is missing"),
+    (CHAT, {"model": "base", "messages": []}, 400, "messages", "messages: 0 items, but there must be at least 1"),
+    (CHAT, {"model": "base", "messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content", "3 is not"),
+    (CHAT, {"model": "base", "messages": [{"role": "boss", "content": "x"}]}, 400, "messages[0].role", "\"system\", \"developer\""),
+    (CHAT, {"model": "base", "messages": HELLO + HELLO}, 400, "messages", "role 'user' cannot stand after role 'user'"),
+    (CHAT, {"model": "base", "messages": HELLO, "temperature": 3}, 400, "temperature", "3 is not between 0 and 2"),
+    (CHAT, {"model": "base", "messages": HELLO, "temprature": 1}, 400, "temprature", "there is no such field; the fields"),
+    (CHAT, {"model": "base", "messages": [{"role": "user", "content": "x" * 600}]}, 400, "messages",
+     f"604 tokens, but the model's context is {CONTEXT}"),
+    (CHAT, {"model": "base", "messages": HELLO, "top_logprobs": 2}, 400, "top_logprobs", "needs logprobs to be true"),
+    (CHAT, {"model": "base", "messages": HELLO, "response_format": {"type": "json_schema"}}, 400,
+     "response_format.json_schema", "is missing"),
+    (CHAT, {"model": "base", "messages": [*HELLO, {"role": "tool", "tool_call_id": "a", "content": "1"}]}, 400,
+     "messages[1].tool_call_id", '"a" is no call'),
+    (COMPLETE, {"model": "base", "prompt": [VOCAB]}, 400, "prompt[0]", f"{VOCAB} is no token"),
+    (COMPLETE, {"model": "base", "prompt": ["a", 3]}, 400, "prompt", "a token among texts"),
+    (COMPLETE, {"model": "base", "prompt": []}, 400, "prompt", "an empty list"),
+    (COMPLETE, {"model": "base", "prompt": "x" * CONTEXT}, 400, "prompt", f"{CONTEXT + 1} tokens, but the model's context"),
+    (COMPLETE, {"model": "base", "prompt": "x", "suffix": "y"}, 400, "suffix", "at most 0"),
+    (COMPLETE, {"model": "base", "prompt": "x", "best_of": 3}, 400, "best_of", "3 is not n"),
+    (COMPLETE, {"model": "base", "prompt": "x", "stream_options": {}}, 400, "stream_options", "needs stream"),
+    (COMPLETE, {"model": "base", "prompt": "x", "logit_bias": {"x": 1}}, 400, "logit_bias", '"x" is not the id of a token'),
+    (COMPLETE, {"model": "base", "prompt": "\ud800"}, 400, "prompt", "half a surrogate pair"),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return Models(write_run(tmp_path_factory.mktemp("run"), weights=False))
+
+
+def read(path, body, models):
+    """What a request asks."""
+    if path == CHAT:
+        return protocol.read_chat(body, models)
+    return protocol.read_completion(body, models)
+
+
+@pytest.mark.parametrize("path,body,status,param,said", WRONG, ids=[f"{row[0][4:8]}-{row[3]}" for row in WRONG])
+def test_wrong_requests_are_told_what_is_wrong(models, path, body, status, param, said):
+    with pytest.raises(ApiError) as caught:
+        read(path, body, models)
+    error = caught.value
+    assert (error.status, error.param) == (status, param) and said in str(error) and "\n" not in str(error)
+
+
+def test_defaults_and_forms(models):
+    asked = protocol.read_completion({"model": "base", "prompt": "ab"}, models)
+    assert asked.prompts == [[TOKENIZER.bos, 97, 98]] and (asked.max_tokens, asked.n, asked.logprobs) == (16, 1, None)
+    assert asked.sampling["temperature"] == 1 and 0 <= asked.sampling["seed"] < 2 ** 32
+    assert protocol.read_completion({"model": "base"}, models).prompts == [[TOKENIZER.bos]]
+    assert protocol.read_completion({"model": "base", "prompt": [3, 4.0], "seed": -1}, models).prompts == [[3, 4]]
+    asked = protocol.read_chat({"model": "base", "stop": "x", "max_tokens": None, "messages": [
+        {"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]}, *HELLO]}, models)
+    assert TOKENIZER.decode(asked.prompts[0]) == "<|bos|><|system|>be brief<|end|><|user|>hello<|end|><|assistant|>"
+    assert asked.sampling["stop"] == ["x"] and asked.max_tokens == CONTEXT
+
+
+def test_calls_and_results_stand_where_the_model_learned_them(models):
+    call = {"id": "c1", "type": "function", "function": {"name": "multiply", "arguments": '{"expression": "7*8"}'}}
+    messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c1", "content": "<|end|>"}]
+    prompt = protocol.read_chat({"model": "base", "messages": messages}, models).prompts[0]
+    assert TOKENIZER.decode(prompt).endswith("<|assistant|><|call|>multiply 7*8<|call|><|result|><|end|><|result|>")
+    assert prompt.count(SPECIAL["end"]) == 1  # what a tool says is text
+    more = [*messages, {"role": "assistant", "content": "56"}, {"role": "user", "content": "thanks"}]
+    prompt = TOKENIZER.decode(protocol.read_chat({"model": "base", "messages": more}, models).prompts[0])
+    assert prompt.endswith("<|result|>56<|end|><|user|>thanks<|end|><|assistant|>")
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+def fed(answer, tokens):
+    """(texts as they come, what is left, calls)."""
+    pieces = [answer.feed(token, -1.0) for token in tokens]
+    end = answer.end()
+    return [piece.text for piece in pieces], end.text, [call for piece in [*pieces, end] for call in piece.calls]
+
+
+def test_text_waits_for_whole_characters_and_possible_stops():
+    assert fed(Answer(TOKENIZER), "aé€".encode()) == (["a", "", "é", "", "", "€"], "", [])
+    assert fed(Answer(TOKENIZER), [0xe2, 0x82]) == (["", ""], "\ufffd", [])
+    assert fed(Answer(TOKENIZER, ["END"]), b"xENyEN") == (["x", "", "", "ENy", "", ""], "EN", [])
+    answer = Answer(TOKENIZER, ["END", "D"])
+    assert fed(answer, b"xEND") == (["x", "", "", ""], "", []) and answer.stopped
+
+
+def test_entries_come_with_their_text_and_know_where_it_stands():
+    answer = Answer(TOKENIZER, ["END"])
+    entries = [entry for token in "éxENy".encode() for entry in answer.feed(token).entries]
+    assert [(entry.token, entry.offset) for entry in entries] == [(0xc3, 0), (0xa9, 0), (120, 1), (69, 2), (78, 3), (121, 4)]
+    answer = Answer(TOKENIZER, ["END"])
+    entries = [entry for token in b"xEND" for entry in answer.feed(token).entries] + answer.end().entries
+    assert [entry.token for entry in entries] == [120]  # tokens of the stop string are not part of the answer
+
+
+def test_calls_and_results_are_no_text():
+    call, result = SPECIAL["call"], SPECIAL["result"]
+    tokens = [*b"a", call, *b"7*8", call, result, *b"56", result, *b"b", call, *b"1", call]
+    texts, rest, calls = fed(Answer(TOKENIZER), tokens)
+    assert "".join(texts) + rest == "ab" and calls == [("7*8", "56"), ("1", None)]
+
+
+# --- what it says of itself ------------------------------------------------------------------------------------------
+
+def test_the_document_says_what_the_check_checks():
+    document = openapi.document(with_key=True)
+    bodies = [operation["requestBody"]["content"]["application/json"]["schema"] for methods in document["paths"].values()
+              for operation in methods.values() if "requestBody" in operation]
+    assert all(body in (protocol.CHAT, protocol.COMPLETION, protocol.EMBEDDING, openapi.TOKENIZE, openapi.INSPECT)
+               for body in bodies) and len(bodies) == 5
+    assert json.loads(json.dumps(document))["components"]["securitySchemes"]
+    assert "components" in openapi.document(with_key=False) and "401" not in str(openapi.document(with_key=False))
+
+
+def test_prometheus_reads_the_counts():
+    metrics = Metrics()
+    metrics.requests["/health", 200] += 2
+    metrics.seconds.observe(0.3)
+    metrics.seconds.observe(70)
+    lines = metrics.text({"slots": ("Slots.", 4)}).splitlines()
+    assert 'jaxgpt_requests_total{path="/health",status="200"} 2' in lines and "jaxgpt_slots 4" in lines
+    assert 'jaxgpt_request_seconds_bucket{le="0.5"} 1' in lines and 'jaxgpt_request_seconds_bucket{le="+Inf"} 2' in lines
+
+
+def test_the_page_fetches_nothing_and_runs_only_its_own_script():
+    text, policy = page()
+    assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//|@import|url\(| style=|innerHTML|insertAdjacentHTML", text)
+    assert policy.count("'sha256-") == 2 and "default-src 'none'" in policy and "unsafe" not in policy
