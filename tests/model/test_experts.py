@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jaxgpt.core import sharding
+from jaxgpt.core.errors import UserError
 from jaxgpt.core.optim import Optim, make_optimizer
 from jaxgpt.core.step import abstract
 from jaxgpt.model import experts, losses, transformer
@@ -267,3 +268,10 @@ def test_parameters_and_flops_by_hand(params):
 def test_impossible_mixtures_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(CONFIG, **settings)
+
+
+def test_experts_that_devices_cannot_share_are_refused():
+    mesh, rules = sharding.make_mesh(sharding.Layout(data=1, expert=8)), sharding.get_rules("fsdp_tensor")
+    shapes = jax.eval_shape(lambda: transformer.init(jax.random.key(0), CONFIG))
+    with pytest.raises(UserError, match="'expert' dimension is 4, which the mesh axes expert of size 8 cannot divide"):
+        sharding.param_shardings(transformer.logical_axes(CONFIG), shapes, mesh, rules)
