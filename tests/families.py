@@ -20,6 +20,9 @@ FAMILIES = {
     "qwen2": ("Qwen2", SHAPE),
     "qwen2_windows": ("Qwen2", {**SHAPE, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {**SHAPE, "head_dim": 16, "tie_word_embeddings": True}),
+    "mixtral": ("Mixtral", {**SHAPE, "num_local_experts": 4}),
+    "qwen3_moe": ("Qwen3Moe", {**SHAPE, "head_dim": 16, "num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": False,
+                               "moe_intermediate_size": 32}),
 }
 
 

@@ -96,7 +96,8 @@ def make_optimizer(config: Optim, steps: int, logical_axes) -> optax.GradientTra
 
     Args:
       logical_axes: tree like the parameters, each leaf a tuple of axis names. A leaf is a matrix inside a layer where
-        it has "layers" and two more axes; stacked layers are then orthogonalised one by one.
+        it has "layers" and two more axes, "expert" not counted; the matrix of each layer and expert is then
+        orthogonalised alone.
     """
     moments = jnp.dtype(config.moments)
     return _second_moments_in(_optimizer(config, steps, logical_axes, moments), moments)
@@ -104,11 +105,11 @@ def make_optimizer(config: Optim, steps: int, logical_axes) -> optax.GradientTra
 
 def _optimizer(config: Optim, steps: int, logical_axes, moments) -> optax.GradientTransformation:
     if config.kind == "adamw":
-        decayed = jax.tree.map(lambda axes: len([a for a in axes if a != "layers"]) > 1, logical_axes, is_leaf=_is_axes)
+        decayed = jax.tree.map(lambda axes: _rank(axes) > 1, logical_axes, is_leaf=_is_axes)
         return optax.adamw(make_schedule(config, steps), config.beta1, config.beta2, config.eps, mu_dtype=moments,
                            weight_decay=config.weight_decay, mask=decayed)
-    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-    dimensions = jax.tree.map(lambda axes: matrix if axes[0] == "layers" and len(axes) == 3 else None,
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    dimensions = jax.tree.map(lambda axes: matrix if axes[0] == "layers" and _rank(axes) == 2 else None,
                               logical_axes, is_leaf=_is_axes)
     return optax.contrib.muon(
         make_schedule(config, steps), beta=config.momentum, weight_decay=config.weight_decay, mu_dtype=moments,
@@ -132,6 +133,11 @@ def _second_moments_in(optimizer: optax.GradientTransformation, dtype) -> optax.
         return updates, cast(state, dtype)
 
     return optax.GradientTransformation(lambda params: cast(optimizer.init(params), dtype), update)
+
+
+def _rank(axes) -> int:
+    """How many dimensions one parameter has: layers and experts are stacked."""
+    return len([axis for axis in axes if axis not in ("layers", "expert")])
 
 
 def _is_axes(x) -> bool:

@@ -37,7 +37,7 @@ class Config:
       layers, width, heads: L, D, N.
       kv_heads: K; as many as `heads` where None (Ainslie et al. 2023).
       head_dim: H; width / heads where None.
-      mlp_width: F; 4 D where None.
+      mlp_width: F, of each expert where there are experts; 4 D where None.
       position: "rotary" (Su et al. 2021) or "learned".
       rope_theta, rope_scaling: base of the rotary wavelengths, and how they are stretched, or None.
       norm: "rmsnorm" or "layernorm", before each block and before the head.
@@ -57,6 +57,13 @@ class Config:
       remat: what the forward pass keeps of each layer besides its input, from most to least: "none" (everything),
         "dots", "names", "offload" (as names, in the host's memory), "full" (nothing); see `remat.py`.
       unroll: how many layers one turn of the loop over layers holds; `layers` leaves no loop.
+      experts: E, of each layer's mlp, of which a token goes to `experts_per_token`; None for one mlp; see `experts.py`.
+      experts_per_token: k.
+      norm_topk: whether the weights of a token's experts add up to 1.
+      capacity_factor: an expert takes so many times its even share of a row, and tokens beyond pass it by; None takes
+        all. Decoding with a cache always takes all.
+      balance_loss, router_z_loss: weights of what training adds to the loss, a mean over layers and the tokens of a
+        micro-batch: `experts.balance_loss` and `experts.router_z_loss`.
       loss_chunk: positions whose logits a device has in memory at once, for the loss; None for all.
     """
 
@@ -89,13 +96,19 @@ class Config:
     remat: Literal["none", "full", "dots", "names", "offload"] = "none"
     unroll: int = 1
     loss_chunk: int | None = 1024
+    experts: int | None = None
+    experts_per_token: int = 2
+    norm_topk: bool = True
+    capacity_factor: float | None = None
+    balance_loss: float = 0.01
+    router_z_loss: float = 0.0
 
     def __post_init__(self):
         for name in ("vocab_size", "context", "layers", "width", "heads", "unroll", "kv_heads", "head_dim", "mlp_width",
-                     "loss_chunk"):
+                     "loss_chunk", "experts", "experts_per_token"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
-        for name in ("init_std", "logit_soft_cap", "rope_theta", "norm_eps"):
+        for name in ("init_std", "logit_soft_cap", "rope_theta", "norm_eps", "capacity_factor"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: a number above 0")
         if not self.windows or any(window is not None and window < 1 for window in self.windows):
@@ -106,6 +119,15 @@ class Config:
             raise ValueError(f"heads={self.heads}: must divide width={self.width}, or give head_dim")
         if self.position == "rotary" and self.H % 2:
             raise ValueError(f"head size {self.H}: rotary positions turn pairs, so it must be even")
+        for name in ("balance_loss", "router_z_loss"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: a weight of 0 or more")
+        if self.experts is None and self.capacity_factor is not None:
+            raise ValueError(f"capacity_factor={self.capacity_factor}: only where there are experts, but experts=None")
+        if self.experts is not None and self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token={self.experts_per_token}: at most experts={self.experts}")
+        if self.experts is not None and self.bias:
+            raise ValueError("bias=True: experts have none; set bias=False, and qkv_bias=True where attention has them")
 
     @property
     def K(self) -> int:

@@ -52,7 +52,9 @@ def read_params(folder: str | Path, *, mesh: Mesh, rules: dict, dtype: str | Non
     def one(path, leaf, sharding):
         name = path_name(path)
         place, stacked = FAMILIES[family][name], name.startswith("layers/")
-        layers = [stored[place.tensor.replace("#", str(i))] for i in range(config.layers if stacked else 1)]
+        layers = [stored[place.name(i)] if "@" not in place.tensor else
+                  [stored[place.name(i, expert)] for expert in range(config.experts)]
+                  for i in range(config.layers if stacked else 1)]
         read = functools.partial(_read, place=place, size=leaf.shape[-1], dtype=found)
         if not stacked:
             return jax.make_array_from_callback(leaf.shape, sharding, functools.partial(read, layers[0]))
@@ -94,30 +96,36 @@ def check_folder(folder: str | Path) -> tuple[str, Config, dict[str, Stored]]:
     return family, config, {name: stored[name] for name in wanted}
 
 
-def tensors(config: Config, family: str) -> dict[str, tuple[tuple[int, ...], list[tuple[str, int | None, Place]]]]:
-    """What a folder of the family holds: {tensor: (shape, [(parameter, layer, place) of each of its parts])}."""
+def tensors(config: Config, family: str) -> dict[str, tuple[tuple[int, ...], list[tuple[str, tuple[int, ...], Place]]]]:
+    """What a folder of the family holds: {tensor: (shape, [(parameter, numbers, place) of each of its parts])}, where
+    the numbers are () or those of the layer, or of layer and expert."""
     found: dict = {}
     for path, leaf in jax.tree.leaves_with_path(_shapes(config)):
         name = path_name(path)
         if name not in FAMILIES[family]:
             raise UserError(f"parameter {name}: a {family} has none")
-        place, stacked = FAMILIES[family][name], name.startswith("layers/")
-        shape = leaf.shape[1:] if stacked else leaf.shape
+        place = FAMILIES[family][name]
+        stacked = ("#" in place.tensor) + ("@" in place.tensor)
+        shape = leaf.shape[stacked:]
         shape = shape[::-1] if place.turned else (*shape[:-1], shape[-1] * place.parts)
-        for layer in range(config.layers) if stacked else (None,):
-            found.setdefault(place.tensor.replace("#", str(layer)), (shape, []))[1].append((name, layer, place))
+        for numbers in np.ndindex(leaf.shape[:stacked]):
+            found.setdefault(place.name(*numbers), (shape, []))[1].append((name, numbers, place))
     return {name: (shape, sorted(parts, key=lambda part: part[2].part)) for name, (shape, parts) in found.items()}
 
 
-def _read(stored: Stored, index: tuple[slice, ...], *, place: Place, size: int, dtype: np.dtype) -> np.ndarray:
-    """The part of a parameter that a device holds; `size`: of its last dimension."""
+def _read(stored: Stored | list[Stored], index: tuple[slice, ...], *, place: Place, size: int,
+          dtype: np.dtype) -> np.ndarray:
+    """The part of a parameter that a device holds, of its own experts where it has some; `size`: of its last
+    dimension."""
+    if isinstance(stored, list):
+        return np.stack([_read(one, index[1:], place=place, size=size, dtype=dtype) for one in stored[index[0]]])
     if place.turned:
         return stored.read(index[::-1]).T.astype(dtype)
     begin, end, _ = index[-1].indices(size)
     return stored.read((*index[:-1], slice(begin + place.part * size, end + place.part * size))).astype(dtype)
 
 
-def _stack(layers: list[Stored], shape, sharding: NamedSharding, read, dtype) -> jax.Array:
+def _stack(layers: list[Stored | list[Stored]], shape, sharding: NamedSharding, read, dtype) -> jax.Array:
     """A parameter of all layers, filled in place on the devices, a layer at a time."""
     empty, put = _filling(shape, dtype, sharding)
     inner = NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[1:]))
@@ -200,7 +208,7 @@ def write_params(params: Any, config: Config, folder: str | Path, *, family: str
 def _tensor(leaves, parts, dtype) -> np.ndarray:
     """A tensor as the folder has it, from the parameters that are its parts."""
     arrays = []
-    for name, layer, place in parts:
-        array = np.asarray(leaves[name] if layer is None else leaves[name][layer]).astype(dtype)
+    for name, numbers, place in parts:
+        array = np.asarray(leaves[name][numbers]).astype(dtype)
         arrays.append(array.T if place.turned else array)
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)

@@ -11,7 +11,8 @@ from jaxgpt.core.files import read_json
 from jaxgpt.model.config import Config, RopeScaling
 
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
-                 "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+                 "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "mixtral": "MixtralForCausalLM",
+                 "qwen3_moe": "Qwen3MoeForCausalLM"}
 
 # Fields of config.json by the name of ours; what they mean is the same.
 _GPT2_FIELDS = {"vocab_size": "vocab_size", "context": "n_positions", "layers": "n_layer", "width": "n_embd",
@@ -21,6 +22,11 @@ _LLAMA_FIELDS = {"vocab_size": "vocab_size", "context": "max_position_embeddings
                  "width": "hidden_size", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads",
                  "head_dim": "head_dim", "mlp_width": "intermediate_size", "norm_eps": "rms_norm_eps",
                  "tied": "tie_word_embeddings"}
+_MIXTRAL_FIELDS = {**_LLAMA_FIELDS, "experts": "num_local_experts", "experts_per_token": "num_experts_per_tok",
+                   "balance_loss": "router_aux_loss_coef"}
+_QWEN3_MOE_FIELDS = {**_MIXTRAL_FIELDS, "experts": "num_experts", "mlp_width": "moe_intermediate_size",
+                     "norm_topk": "norm_topk_prob"}
+_FIELDS = {"gpt2": _GPT2_FIELDS, "mixtral": _MIXTRAL_FIELDS, "qwen3_moe": _QWEN3_MOE_FIELDS}  # others as llama
 
 # What a field that is not there stands for, where that is not None.
 _ABSENT = {
@@ -34,6 +40,13 @@ _ABSENT = {
               "num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "hidden_act": "silu"},
     "qwen3": {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "head_dim": 128,
               "num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "hidden_act": "silu"},
+    "mixtral": {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+                "num_key_value_heads": 8, "rope_theta": 1e6, "hidden_act": "silu", "num_local_experts": 8,
+                "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001},
+    "qwen3_moe": {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+                  "num_key_value_heads": 4, "sliding_window": 4096, "hidden_act": "silu", "num_experts": 128,
+                  "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False,
+                  "router_aux_loss_coef": 0.001},
 }
 
 _NULL_SAYS_SOMETHING = ("sliding_window", "num_key_value_heads", "head_dim")
@@ -46,6 +59,8 @@ _ONLY = {
     "mistral": {},
     "qwen2": {},
     "qwen3": {"attention_bias": (False,)},
+    "mixtral": {},
+    "qwen3_moe": {"attention_bias": (False,), "decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
 }
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
@@ -55,7 +70,8 @@ _SILENT = frozenset("""
     attn_pdrop embd_pdrop resid_pdrop bos_token_id eos_token_id pad_token_id summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj task_specific_params n_ctx pretraining_tp id2label label2id
     return_dict chunk_size_feed_forward problem_type reorder_and_upcast_attn max_length output_past
-    max_window_layers use_sliding_window sliding_window layer_types rope_theta rope_scaling rope_parameters
+    output_router_logits router_jitter_noise max_window_layers use_sliding_window sliding_window layer_types rope_theta
+    rope_scaling rope_parameters
     activation_function hidden_act""".split())
 
 
@@ -79,9 +95,11 @@ def read_config(folder: str | Path) -> tuple[str, Config]:
     wrong = [name for name in found.get("architectures") or () if name != ARCHITECTURES[family]]
     if wrong:
         raise UserError(f"{path}: architectures names {wrong[0]!r}; supported: {ARCHITECTURES[family]}")
+    if family == "qwen3_moe" and "num_local_experts" in found:  # as transformers 5 writes it
+        found["num_experts"] = found.pop("num_local_experts")
     fields = {**_ABSENT[family],
               **{name: value for name, value in found.items() if value is not None or name in _NULL_SAYS_SOMETHING}}
-    names = _GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS
+    names = _FIELDS.get(family, _LLAMA_FIELDS)
     _refuse_unknown(path, family, found, names)
     settings = {ours: fields.get(theirs) for ours, theirs in names.items()}
     settings |= _gpt2(path, fields) if family == "gpt2" else _llama(path, family, fields)
@@ -99,6 +117,8 @@ def _refuse_unknown(path: Path, family: str, found: dict, names: Mapping[str, st
         if type(found.get(name)) is not int:
             raise UserError(f"{path}: {name} is {found.get(name)!r}, but should be a whole number")
     known = {*_SILENT, *names.values(), *_ONLY[family]}
+    if family == "qwen3_moe":
+        known.add("intermediate_size")  # of layers without experts, which there are none of
     for name, value in found.items():
         if name not in known and value and not name.startswith("_"):
             raise UserError(f"{path}: {name} is {_short(value)}, a field that {family} does not have here; supported: "
@@ -117,8 +137,8 @@ def _llama(path: Path, family: str, fields: dict) -> dict:
         raise UserError(f"{path}: hidden_act is {fields['hidden_act']!r}; supported: silu")
     theta, scaling = _rope(path, fields)
     return {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "rope_theta": theta,
-            "rope_scaling": scaling, "qkv_bias": True if family == "qwen2" else None, "qk_norm": family == "qwen3",
-            "windows": _read_windows(path, family, fields)}
+            "rope_scaling": scaling, "qkv_bias": True if family == "qwen2" else None,
+            "qk_norm": family in ("qwen3", "qwen3_moe"), "windows": _read_windows(path, family, fields)}
 
 
 def _rope(path: Path, fields: dict) -> tuple[float, RopeScaling | None]:
@@ -147,10 +167,12 @@ def _read_windows(path: Path, family: str, fields: dict) -> tuple[int | None, ..
     layers, window = fields["num_hidden_layers"], fields.get("sliding_window")
     if family == "llama":
         return (None,)
-    if family == "mistral":
+    if family in ("mistral", "mixtral"):
         return (window,)
     if not fields.get("use_sliding_window"):
         window = None
+    if family == "qwen3_moe":
+        return (window,)
     kinds = fields.get("layer_types")
     if kinds is None:
         first = fields["max_window_layers"]
@@ -193,16 +215,21 @@ def _cannot_say(config: Config, family: str) -> list[str]:
         "activation": ("gelu_tanh", "gelu") if gpt2 else ("swiglu",),
         "bias": (gpt2,),
         "qkv_bias": (None, True) if gpt2 else (True,) if family == "qwen2" else (None, False),
-        "qk_norm": (family == "qwen3",),
+        "qk_norm": (family in ("qwen3", "qwen3_moe"),),
+        "norm_topk": (True,) if family == "mixtral" else (True, False),
     }
     wrong = [f"{name} should be {' or '.join(map(str, values))}, but is {getattr(config, name)}"
              for name, values in right.items() if getattr(config, name) not in values]
+    if (config.experts is not None) != (family in ("mixtral", "qwen3_moe")):
+        wrong.append(f"experts should be {'a number' if config.experts is None else None}, but is {config.experts}")
     if gpt2 and (config.K != config.heads or config.heads * config.H != config.width):
         wrong.append("heads should have keys of their own and divide the width")
     windows = set(config.windows[:config.layers])
-    sayable = {"mistral": len(windows) == 1, "qwen2": len(windows - {None}) <= 1, "qwen3": len(windows - {None}) <= 1}
+    sayable = {**dict.fromkeys(("mistral", "mixtral", "qwen3_moe"), len(windows) == 1),
+               **dict.fromkeys(("qwen2", "qwen3"), len(windows - {None}) <= 1)}
     if not sayable.get(family, windows == {None}):
-        right = "the same everywhere" if family == "mistral" else "of one kind" if family in sayable else "None"
+        several = "of one kind" if family in ("qwen2", "qwen3") else "the same everywhere"
+        right = several if family in sayable else "None"
         wrong.append(f"windows should be {right}, but are {config.windows}")
     return wrong
 
@@ -216,7 +243,7 @@ def write_config(config: Config, family: str, dtype: str, tokens: Mapping[str, A
       dtype: of its weights.
       tokens: "bos_token_id", "eos_token_id" and so on.
     """
-    names = _GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS
+    names = _FIELDS.get(family, _LLAMA_FIELDS)
     said = {"kv_heads": config.K, "head_dim": config.H, "mlp_width": config.F}
     fields = {theirs: said.get(ours, getattr(config, ours)) for ours, theirs in names.items()}
     if config.head_dim is None and family != "qwen3":  # theirs is 128 where it is not said
@@ -232,8 +259,11 @@ def write_config(config: Config, family: str, dtype: str, tokens: Mapping[str, A
                 "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low,
                 "high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.context}
         fields |= _write_windows(config, family)
-    if family in ("llama", "qwen3"):
+    if family in ("llama", "qwen3", "qwen3_moe"):
         fields["attention_bias"] = False
+    if family == "qwen3_moe":
+        fields |= {"decoder_sparse_step": 1, "mlp_only_layers": [],
+                   "intermediate_size": config.F * config.experts_per_token}
     return {"architectures": [ARCHITECTURES[family]], "model_type": family, **fields, **(tokens or {}),
             "initializer_range": config.init_std or 0.02, "torch_dtype": dtype}
 
@@ -243,10 +273,12 @@ def _write_windows(config: Config, family: str) -> dict:
     window = next(filter(None, each), None)
     if family == "llama":
         return {}
-    if family == "mistral":
+    if family in ("mistral", "mixtral"):
         return {"sliding_window": window}
     if window is None:
         return {"use_sliding_window": False}
+    if family == "qwen3_moe":
+        return {"use_sliding_window": True, "sliding_window": window}
     kinds = ["full_attention" if seen is None else "sliding_attention" for seen in each]
     return {"use_sliding_window": True, "sliding_window": window, "layer_types": kinds,
             "max_window_layers": kinds.index("sliding_attention")}

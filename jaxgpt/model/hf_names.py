@@ -1,8 +1,9 @@
 """Where each parameter of ours lies in a Hugging Face folder: one table a family.
 
 Our layers are stacked, so that "layers/attention/q/weight" is one array [L, D, N·H]; theirs has a tensor a layer, and
-`#` stands for its number. Most of their matrices are [out, in] and ours [in, out]: those are turned. GPT-2's are
-[in, out] as ours, and hold queries, keys and values side by side: there, a parameter is one of three parts of a tensor.
+`#` stands for its number. So are the experts of a layer, [L, E, D, F] here; `@` stands for the number of one. Most of
+their matrices are [out, in] and ours [in, out]: those are turned. GPT-2's are [in, out] as ours, and hold queries, keys
+and values side by side: there, a parameter is one of three parts of a tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ class Place:
     """Where a parameter lies.
 
     Attributes:
-      tensor: its name in the folder, with `#` for the number of the layer.
+      tensor: its name in the folder, with `#` for the number of the layer and `@` for that of the expert.
       turned: whether it is [out, in] there, and [in, out] here.
       part, parts: which of how many equal parts of the tensor's last dimension it is.
     """
@@ -24,6 +25,13 @@ class Place:
     turned: bool = False
     part: int = 0
     parts: int = 1
+
+    def name(self, *numbers: int) -> str:
+        """The tensor's name with the numbers of layer and expert in it, as many as it takes."""
+        found = self.tensor
+        for mark, number in zip("#@", numbers):
+            found = found.replace(mark, str(number))
+        return found
 
 
 def turned(tensor: str) -> Place:
@@ -90,7 +98,24 @@ QWEN3 = {
     "layers/attention/k_norm":       Place("model.layers.#.self_attn.k_norm.weight"),
 }
 
-FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
+MIXTRAL = {
+    **LLAMA,
+    "layers/mlp/router/weight":      turned("model.layers.#.block_sparse_moe.gate.weight"),          # [E, D]
+    "layers/mlp/gate/weight":        turned("model.layers.#.block_sparse_moe.experts.@.w1.weight"),  # [F, D]
+    "layers/mlp/up/weight":          turned("model.layers.#.block_sparse_moe.experts.@.w3.weight"),
+    "layers/mlp/down/weight":        turned("model.layers.#.block_sparse_moe.experts.@.w2.weight"),  # [D, F]
+}
+
+QWEN3_MOE = {
+    **QWEN3,
+    "layers/mlp/router/weight":      turned("model.layers.#.mlp.gate.weight"),                       # [E, D]
+    "layers/mlp/gate/weight":        turned("model.layers.#.mlp.experts.@.gate_proj.weight"),        # [F, D]
+    "layers/mlp/up/weight":          turned("model.layers.#.mlp.experts.@.up_proj.weight"),
+    "layers/mlp/down/weight":        turned("model.layers.#.mlp.experts.@.down_proj.weight"),        # [D, F]
+}
+
+FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3, "mixtral": MIXTRAL,
+            "qwen3_moe": QWEN3_MOE}
 
 # Tensors that some folders hold and no model needs: masks and constants, and the head of a model whose head is the
 # embedding.

@@ -185,3 +185,10 @@ def relu2(x: jax.Array) -> jax.Array:
 def swiglu(gate: jax.Array, x: jax.Array) -> jax.Array:
     """y = SiLU(gate) · x. Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6."""
     return jax.nn.silu(gate) * x
+
+
+def activate(name: str, x: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+    """The activation called "swiglu" (which takes a gate), "relu2", "gelu" or "gelu_tanh"."""
+    if name == "swiglu":
+        return swiglu(gate, x)
+    return relu2(x) if name == "relu2" else gelu(x, name == "gelu_tanh")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxgpt.core.shapes import check
 from jaxgpt.core.sharding import on_shards
-from jaxgpt.model import transformer
+from jaxgpt.model import experts, transformer
 
 
 def selective_log_softmax(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -181,19 +181,53 @@ def _summed_in_chunks(function, size: int):
     return summed
 
 
-def next_token_loss(params: Any, frozen: Any, batch: dict, rng: jax.Array, *, config: transformer.Config):
+def next_token_loss(params: Any, frozen: Any, batch: dict, rng: jax.Array, *, config: transformer.Config,
+                    auxiliary: bool = True):
     """loss = -Σ m log p(target) / Σ m: what pretraining and supervised finetuning minimise.
+
+    Where there are experts, `router_losses` come on top, each times its weight in the config. They are products of
+    means over the micro-batch: the one part of a loss that changes with how a batch is cut into micro-batches.
 
     Args:
       params: of the model.
       frozen, rng: not used; there so that every stage's loss is called alike.
       batch: "tokens", "targets" int [B, T], "loss_mask" [B, T] (1 where a target counts), and, where rows are packed,
         "positions" and "segment_ids" int [B, T].
+      auxiliary: whether to add what the routers of experts should learn; not where a model is measured.
 
     Returns:
       (loss_sum, weight, metrics): sums over the batch; nats and tokens.
     """
-    x, _, _ = transformer.hidden(params, batch["tokens"], config=config, positions=batch.get("positions"),
-                                 segment_ids=batch.get("segment_ids"))
+    with_router = auxiliary and config.experts is not None
+    x, _, seen = transformer.hidden(params, batch["tokens"], config=config, positions=batch.get("positions"),
+                                    segment_ids=batch.get("segment_ids"), capture=("router",) if with_router else ())
     mask = batch["loss_mask"].astype(jnp.float32)
-    return summed_cross_entropy(params, x, batch["targets"], mask, config=config), jnp.sum(mask), {}
+    loss_sum, weight = summed_cross_entropy(params, x, batch["targets"], mask, config=config), jnp.sum(mask)
+    if not with_router:
+        return loss_sum, weight, {}
+    real = batch["segment_ids"] > 0 if "segment_ids" in batch else jnp.ones(mask.shape, bool)
+    found = router_losses(seen["router"], real.astype(jnp.float32), config=config)
+    added = config.balance_loss * found["balance_loss"] + config.router_z_loss * found["router_z_loss"]
+    return loss_sum + added * weight, weight, {
+        "cross_entropy": (loss_sum, weight), **{name: (value * weight, weight) for name, value in found.items()}}
+
+
+def router_losses(logits: jax.Array, mask: jax.Array, *, config: transformer.Config) -> dict[str, jax.Array]:
+    """{"balance_loss", "router_z_loss", and "dropped" where experts have a capacity}: means over layers.
+
+    Args:
+      logits: [L, B, T, E], as `transformer.hidden` captures them.
+      mask: [B, T], 1 where a token counts: not padding.
+      config: of the model.
+    """
+    k = config.experts_per_token
+
+    def layer(logits):
+        found = {"balance_loss": experts.balance_loss(logits, k, mask),
+                 "router_z_loss": experts.router_z_loss(logits, mask)}
+        if config.capacity_factor is not None:
+            places = experts.capacity(logits.shape[1], config.experts, k, config.capacity_factor)
+            found["dropped"] = experts.dropped_share(logits, k, mask, places_each=places)
+        return found
+
+    return jax.tree.map(jnp.mean, jax.lax.map(layer, logits))

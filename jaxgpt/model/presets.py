@@ -1,4 +1,4 @@
-"""Models by name, and the one dial: GPT-2, Llama, Qwen, Mistral, and `depth(d)`.
+"""Models by name, and the one dial: GPT-2, Llama, Qwen, Mistral, Mixtral, and `depth(d)`.
 
 Every preset returns a plain `Config`; change it with `dataclasses.replace`.
 """
@@ -36,6 +36,13 @@ _QWEN2_5 = {"0.5B": (24, 14, 2, 896, 4864, True, 151936, 32768, 1e-6),
 _QWEN3 = {"0.6B": (28, 16, 8, 1024, 3072, True), "1.7B": (28, 16, 8, 2048, 6144, True),
           "4B": (36, 32, 8, 2560, 9728, True), "8B": (36, 32, 8, 4096, 12288, False),
           "14B": (40, 40, 8, 5120, 17408, False), "32B": (64, 64, 8, 5120, 25600, False)}
+
+# layers, heads, kv_heads, width, mlp_width of an expert, vocab_size, context, balance_loss
+_MIXTRAL = {"8x7B": (32, 32, 8, 4096, 14336, 32000, 32768, 0.02),
+            "8x22B": (56, 48, 8, 6144, 16384, 32000, 65536, 0.001)}
+
+# layers, heads, kv_heads, width, mlp_width of an expert
+_QWEN3_MOE = {"30B-A3B": (48, 32, 4, 2048, 768), "235B-A22B": (94, 64, 4, 4096, 1536)}
 
 
 def gpt2(size: str = "124M", *, vocab_size: int = 50257, context: int = 1024) -> Config:
@@ -165,6 +172,35 @@ def qwen3(size: str = "0.6B") -> Config:
     *shape, tied = _lookup(_QWEN3, size, "qwen3")
     return _llama(shape, vocab_size=151936, context=40960, rope_theta=1e6, norm_eps=1e-6, tied=tied, head_dim=128,
                   qk_norm=True)
+
+
+def mixtral(size: str = "8x7B") -> Config:
+    """Mixtral: of 8 experts in each layer a token goes to 2. Source: Jiang et al. 2024, "Mixtral of Experts", table 1,
+    and the configurations published with it and with 8x22B.
+
+    Args:
+      size: "8x7B" or "8x22B".
+
+    Raises:
+      ValueError: no such size.
+    """
+    *shape, vocab_size, context, balance = _lookup(_MIXTRAL, size, "mixtral")
+    return _llama(shape, vocab_size=vocab_size, context=context, rope_theta=1e6, norm_eps=1e-5, experts=8,
+                  experts_per_token=2, balance_loss=balance)
+
+
+def qwen3_moe(size: str = "30B-A3B") -> Config:
+    """Qwen 3, mixtures: of 128 experts in each layer a token goes to 8. Source: Qwen Team 2025, "Qwen3 Technical
+    Report", table 2, and the configurations published with it.
+
+    Args:
+      size: "30B-A3B" or "235B-A22B".
+
+    Raises:
+      ValueError: no such size.
+    """
+    return _llama(_lookup(_QWEN3_MOE, size, "qwen3_moe"), vocab_size=151936, context=40960, rope_theta=1e6,
+                  norm_eps=1e-6, head_dim=128, qk_norm=True, experts=128, experts_per_token=8, balance_loss=0.001)
 
 
 def _llama(shape, **settings) -> Config:

@@ -2,7 +2,7 @@
 
 Dimension key of the whole project:
   B batch   T position   S cache position   L layer   D width   F mlp   N query heads   K key-value heads   G = N/K
-  H head size   V vocabulary   P prompts   R rollouts per prompt
+  H head size   V vocabulary   E experts   P prompts   R rollouts per prompt
 
 The face of the model is pure:
   init(rng, config) -> params
@@ -23,10 +23,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.core.shapes import check
 from jaxgpt.core.sharding import shard
-from jaxgpt.model import remat
+from jaxgpt.model import experts, remat
 from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention, write_cache
 from jaxgpt.model.config import Config
-from jaxgpt.model.layers import gelu, layer_norm, linear, relu2, rms_norm, rope_frequencies, rotary, soft_cap, swiglu
+from jaxgpt.model.layers import activate, layer_norm, linear, rms_norm, rope_frequencies, rotary, soft_cap
 
 Cache = tuple[dict[str, jax.Array], ...]  # one a layer
 
@@ -84,8 +84,14 @@ class Block(nn.Module):
         attended, cache, weights = Attention(self.config, "attention" in self.capture, name="attention")(
             _Norm(self.config, name="attention_norm")(x), positions, segment_ids, cache, which)
         x = shard(x + attended, "batch", "seq", None)
-        x = x + Mlp(self.config, name="mlp")(_Norm(self.config, name="mlp_norm")(x))
-        x = shard(x, "batch", "seq", None)
+        h = _Norm(self.config, name="mlp_norm")(x)
+        if self.config.experts is None:
+            h = Mlp(self.config, name="mlp")(h)
+        else:
+            h, router = Experts(self.config, name="mlp")(h, take_all=cache is not None)
+        x = shard(x + h, "batch", "seq", None)
+        if "router" in self.capture:
+            captured["router"] = router
         if "attention" in self.capture:
             captured["attention"] = weights
         if "hidden" in self.capture:
@@ -147,14 +153,34 @@ class Mlp(nn.Module):
     def __call__(self, x):
         config = self.config
         h = checkpoint_name(_Linear(config, config.F, ("embed", "mlp"), name="up")(x), "mlp_up")
+        gate = None
         if config.activation == "swiglu":
-            h = swiglu(checkpoint_name(_Linear(config, config.F, ("embed", "mlp"), name="gate")(x), "mlp_up"), h)
-        elif config.activation == "relu2":
-            h = relu2(h)
-        else:
-            h = gelu(h, config.activation == "gelu_tanh")
-        h = shard(h, "batch", "seq", "mlp")
+            gate = checkpoint_name(_Linear(config, config.F, ("embed", "mlp"), name="gate")(x), "mlp_up")
+        h = shard(activate(config.activation, h, gate), "batch", "seq", "mlp")
         return _Linear(config, config.width, ("mlp", "embed"), output=True, name="down")(h)
+
+
+class Experts(nn.Module):
+    """The feed-forward half of a layer as a mixture: each token goes to the experts that its router chooses."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x, take_all):
+        config = self.config
+        D, F = config.width, config.F
+        router = _Matrix(config, (D, config.experts), ("embed", "router"), name="router")()
+        logits = linear(x.astype(jnp.float32), router.astype(jnp.float32))
+        weights, chosen = experts.route(logits, config.experts_per_token, normalize=config.norm_topk)
+        inward = ("up", "gate") if config.activation == "swiglu" else ("up",)
+        matrices = {name: _Matrix(config, (config.experts, D, F), ("expert", "embed", "mlp"), name=name)()
+                    for name in inward}
+        matrices["down"] = _Matrix(config, (config.experts, F, D), ("expert", "mlp", "embed"), True, name="down")()
+        matrices = {name: matrix.astype(x.dtype) for name, matrix in matrices.items()}
+        if take_all or config.capacity_factor is None:
+            return experts.dropless(x, weights, chosen, matrices, activation=config.activation), logits
+        return experts.capacity_bound(x, weights, chosen, matrices, places_each=_capacity(config, x.shape[1]),
+                                      activation=config.activation), logits
 
 
 class _Linear(nn.Module):
@@ -167,13 +193,24 @@ class _Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         config = self.config
-        std = config.init_std or x.shape[-1] ** -0.5
-        if self.output:
-            std = 0.0 if config.zero_init_outputs else std * (2 * config.layers) ** -0.5
-        weight = self.param("weight", _init(self.axes, std), (x.shape[-1], self.features))
+        weight = self.param("weight", _init(self.axes, _std(config, x.shape[-1], self.output)),
+                            (x.shape[-1], self.features))
         biased = config.bias if self.bias is None else self.bias
         bias = self.param("bias", _init((self.axes[1],), 0.0), (self.features,)) if biased else None
         return linear(x, weight.astype(x.dtype), None if bias is None else bias.astype(x.dtype))
+
+
+class _Matrix(nn.Module):
+    """A weight alone: [.., rows, columns]."""
+
+    config: Config
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    output: bool = False
+
+    @nn.compact
+    def __call__(self):
+        return self.param("weight", _init(self.axes, _std(self.config, self.shape[-2], self.output)), self.shape)
 
 
 class _Norm(nn.Module):
@@ -216,7 +253,8 @@ def hidden(params: Any, tokens: jax.Array, *, config: Config, positions: jax.Arr
       segment_ids: int [B, T]; tokens of different segments do not see each other. Not with a cache.
       cache: from `init_cache`; tokens then also see what earlier calls wrote. A query at position p sees the slots up
         to p, so what lies behind the end of a padded prompt is overwritten before anyone sees it.
-      capture: what to return of the inside: "attention" [L, B, N, T, S] and "hidden" [L, B, T, D].
+      capture: what to return of the inside: "attention" [L, B, N, T, S], "hidden" [L, B, T, D] and, where there are
+        experts, "router" [L, B, T, E], the logits by which tokens choose.
 
     Returns:
       (x [B, T, D], the cache extended (None without one), {name: captured}).
@@ -265,10 +303,9 @@ def init_cache(config: Config, batch: int, length: int, dtype=None) -> Cache:
     return tuple({name: jnp.zeros(shape, dtype or config.dtype) for name in ("k", "v")} for _ in range(config.layers))
 
 
-def count_params(config: Config) -> int:
-    """How many parameters the model has."""
-    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+def count_params(config: Config, *, active: bool = False) -> int:
+    """How many parameters the model has; `active`: that a token meets, k of the E experts."""
+    return _count(jax.eval_shape(lambda: init(jax.random.key(0), config)), config, active)
 
 
 def flops_per_token(config: Config, length: int) -> float:
@@ -276,16 +313,26 @@ def flops_per_token(config: Config, length: int) -> float:
 
         6 · (weights of layers and head) + 6 · Σ_layers N · H · (positions seen on average, both products)
 
+    Of experts, the weights are those that a token meets.
+
     Source: Kaplan et al. 2020, table 1, with the half of the attention matrix that a causal model computes.
     """
     shapes = jax.eval_shape(lambda: init(jax.random.key(0), config))
-    weights = sum(leaf.size for leaf in jax.tree.leaves(shapes["layers"])) + config.width * config.vocab_size
+    weights = _count(shapes["layers"], config, active=True) + config.width * config.vocab_size
     windows = (min(window or length, length) for window in _per_layer(config))
     seen = sum(window * (1 - window / (2 * length)) for window in windows)
     return 6.0 * weights + 12.0 * config.heads * config.H * seen
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
+
+def _count(shapes, config, active):
+    total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    if not active or config.experts is None:
+        return total
+    of_experts = sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim == 4)  # [L, E, rows, columns]
+    return total - of_experts * (config.experts - config.experts_per_token) // config.experts
+
 
 def _boxed(rng, config):
     tokens = jnp.zeros((1, 1), jnp.int32)
@@ -312,6 +359,18 @@ def _remat(config: Config):
     """The block under its policy; merging common parts undoes it, which cannot happen across turns of a loop."""
     policy = remat.policy(config.remat)
     return Block if config.remat == "none" else nn.remat(Block, policy=policy, prevent_cse=config.unroll > 1)
+
+
+def _std(config, rows, output):
+    """Of a matrix with so many rows; `output`: the last projection of a block."""
+    std = config.init_std or rows ** -0.5
+    if not output:
+        return std
+    return 0.0 if config.zero_init_outputs else std * (2 * config.layers) ** -0.5
+
+
+def _capacity(config: Config, length: int) -> int:
+    return experts.capacity(length, config.experts, config.experts_per_token, config.capacity_factor)
 
 
 def _init(axes, std):

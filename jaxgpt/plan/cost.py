@@ -7,11 +7,13 @@ Dimension key in `model/transformer.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Iterable, Literal
 
 from jaxgpt.core.sharding import AXES
 from jaxgpt.model.transformer import Config
+from jaxgpt.plan.mixture import exchanges, of_experts, room, spread
 
 # Products of a layer that the backward pass computes again. XLA leaves out the last one, whose result nobody reads.
 RECOMPUTED: dict[str, frozenset[str]] = {
@@ -50,7 +52,8 @@ class Collective:
     """`count` exchanges among the devices of one mesh axis.
 
     Attributes:
-      kind: "all-gather" (bytes: of the whole), "reduce-scatter" (of the whole) or "all-reduce".
+      kind: "all-gather" (bytes: of the whole), "reduce-scatter" (of the whole), "all-reduce", or "all-to-all" (of what
+        one device has).
       axis: of the mesh.
       size: devices along it.
       stride: devices between neighbours along it.
@@ -59,7 +62,7 @@ class Collective:
       what: is exchanged.
     """
 
-    kind: Literal["all-gather", "reduce-scatter", "all-reduce"]
+    kind: Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
     axis: str
     size: int
     stride: int
@@ -151,9 +154,11 @@ def train_cost(config: Config, *, batch: int, length: int, axes: dict[str, int],
     m, times = rows * length / axes["sequence"], config.layers * accumulate
     matmuls = []
     for name, k, n in layer_products(config, axes["tensor"]):
-        matmuls += [Matmul(name, m, k, n, times, _width(config)), Matmul(name + " dx", m, n, k, times, _width(config)),
-                    Matmul(name + " dw", k, m, n, times, _width(config))]
-        matmuls += [Matmul(name + " again", m, k, n, times, _width(config))] if name in again else []
+        rows_of_one, copies = spread(config, name, m, axes["expert"])
+        one = functools.partial(Matmul, count=times * copies, bytes_per_value=_width(config))
+        matmuls += [one(name, rows_of_one, k, n), one(name + " dx", rows_of_one, n, k),
+                    one(name + " dw", k, rows_of_one, n)]
+        matmuls += [one(name + " again", rows_of_one, k, n)] if name in again else []
     matmuls += _head(config, m, axes["tensor"], accumulate, each_token)
     matmuls += _newton_schulz(config, optimizer, math.prod(axes.values()))
     attention = 4.0 * m * config.heads * config.H / axes["tensor"] * positions_seen(config, length, block) * accumulate
@@ -171,7 +176,11 @@ def decode_cost(config: Config, *, batch: int, context: int, axes: dict[str, int
     axes = _all_axes(axes)
     tensor = axes["tensor"]
     m = math.ceil(batch / _row_devices(axes))
-    matmuls = [Matmul(name, m, k, n, config.layers, _width(config)) for name, k, n in layer_products(config, tensor)]
+    matmuls = []
+    for name, k, n in layer_products(config, tensor):
+        rows, copies = spread(config, name, m, axes["expert"])
+        read = min(copies, rows * copies)  # experts that nobody chose are not read
+        matmuls.append(Matmul(name, rows * copies / read, k, n, config.layers * read, _width(config)))
     matmuls.append(Matmul("head", m, config.width, config.vocab_size / tensor, 1, _width(config)))
     seen = sum(min(config.windows[i % len(config.windows)] or context, context) for i in range(config.layers))
     heads = config.K / min(tensor, config.K)  # on one device; each of each row is one product with its queries
@@ -180,14 +189,14 @@ def decode_cost(config: Config, *, batch: int, context: int, axes: dict[str, int
                 Matmul("weighted sum", group, here, config.H, m * heads, _width(config))]
     collectives = []
     if axes["fsdp"] > 1:
-        collectives.append(_collective("all-gather", "fsdp", axes, _width(config) * _layer_weights(config, tensor),
-                                       config.layers, "parameters"))
+        collectives.append(_collective("all-gather", "fsdp", axes, _width(config) * _layer_weights(
+            config, tensor, _experts(config, axes)), config.layers, "parameters"))
     if tensor > 1:
         collectives.append(_collective("all-reduce", "tensor", axes, _width(config) * m * config.width,
                                        2 * config.layers + 1, "activations"))
-    weights = 2.0 * (config.layers * _layer_weights(config, 1) + config.width * config.vocab_size)
+    weights = config.layers * _layer_weights(config, 1, config.experts_per_token) + config.width * config.vocab_size
     pairs = 4.0 * config.heads * config.H * seen
-    return Cost(math.prod(axes.values()), batch, batch * (weights + pairs), tuple(matmuls), 0.0, config.H, (),
+    return Cost(math.prod(axes.values()), batch, batch * (2.0 * weights + pairs), tuple(matmuls), 0.0, config.H, (),
                 tuple(collectives))
 
 
@@ -210,21 +219,25 @@ def train_memory(config: Config, *, batch: int, length: int, axes: dict[str, int
                  scores: bool = False) -> Memory:
     """Estimates what a train step holds at once, for hardware whose compiler is not here.
 
-    Parameters, gradients and moments in float32 lie split over fsdp and tensor. Of each layer the backward pass needs
-    its input, and what the policy does not compute again; on top come one layer in full, one layer's gathered weights,
-    and the logits of one chunk, twice in float32.
+    Parameters, gradients and moments in float32 lie split over fsdp and tensor, those of experts over their axis too.
+    Of each layer the backward pass needs its input, and what the policy does not compute again; on top come one layer
+    in full, one layer's gathered weights, and the logits of one chunk, twice in float32.
 
     Args: as for `train_cost`; moment_bytes: of a value of the optimizer's moments; scores: whether attention holds the
       weights of all pairs of positions, [B, N, T, T], as no kernel does.
     """
     axes = _all_axes(axes)
     again, width, tensor = _recomputed(remat or config.remat), _width(config), axes["tensor"]
-    params = 4.0 * _weights(config) / (axes["fsdp"] * tensor)
+    params = 4.0 * _held(config, axes)
     moments = {"adamw": 2, "muon": 1, "sgd": 1}[optimizer] * moment_bytes / 4 * params
     m = batch * length / (_row_devices(axes) * accumulate * axes["sequence"])
     outputs = {name: n for name, _, n in layer_products(config, tensor) if name != "down"}  # the next layer's input
     outputs["attention"] = config.heads * config.H / tensor
-    whole = width * m * (sum(outputs.values()) + 4 * config.width + config.F / tensor)  # with norms, sums, activation
+    rows = room(config, axes["expert"])
+    outputs |= {name: n * rows for name, n in outputs.items() if name in ("up", "gate")}
+    # with norms, sums, and what activations make
+    whole = width * m * (sum(outputs.values()) + 4 * config.width + rows * config.F / tensor)
+    whole += width * m * 2 * rows * config.width if config.experts else 0.0  # tokens at experts, and what comes back
     saved = width * m * (config.width + sum(n for name, n in outputs.items() if name not in again))
     saved = whole if (remat or config.remat) == "none" else saved
     pairs = m * length * config.heads / tensor if scores else 0.0
@@ -233,17 +246,18 @@ def train_memory(config: Config, *, batch: int, length: int, axes: dict[str, int
     chunk = min(m / tensor, config.loss_chunk or m / tensor)
     head = (width + (4.0 if chunk < m / tensor else width)) * config.width * config.vocab_size  # with its gradient
     logits = 2 * 4.0 * chunk * config.vocab_size + head
-    gathered = 2 * width * _layer_weights(config, tensor) if axes["fsdp"] > 1 else 0.0
-    casts = width * _weights(config) / (axes["fsdp"] * tensor) if width < 4 else 0.0
+    gathered = 2 * width * _layer_weights(config, tensor, _experts(config, axes)) if axes["fsdp"] > 1 else 0.0
+    casts = width * _held(config, axes) if width < 4 else 0.0
     return Memory(params, params, moments, saved * config.layers + whole + max(logits, gathered) + casts)
 
 
 def layer_products(config: Config, tensor: int = 1) -> list[tuple[str, float, float]]:
-    """(name, k, n) of each weight matrix of a layer, as one of `tensor` devices holds it."""
+    """(name, k, n) of each weight matrix of a layer, as one of `tensor` devices holds it; of experts, those of one."""
     D, F, N, K, H = config.width, config.F, config.heads, config.K, config.H
     products = [("q", D, N * H / tensor), ("k", D, K * H / tensor), ("v", D, K * H / tensor), ("o", N * H / tensor, D),
                 ("up", D, F / tensor), ("down", F / tensor, D)]
-    return products + ([("gate", D, F / tensor)] if config.activation == "swiglu" else [])
+    products += [("gate", D, F / tensor)] if config.activation == "swiglu" else []
+    return products + ([("router", D, config.experts)] if config.experts else [])
 
 
 def model_flops(config: Config, length: int) -> float:
@@ -254,7 +268,7 @@ def model_flops(config: Config, length: int) -> float:
     The same count as `transformer.flops_per_token`, without biases and scales.
     Source: Chowdhery et al. 2022, "PaLM", appendix B, with the half of the pairs that a causal model computes.
     """
-    weights = config.layers * _layer_weights(config, 1) + config.width * config.vocab_size
+    weights = config.layers * _layer_weights(config, 1, config.experts_per_token) + config.width * config.vocab_size
     return 6.0 * weights + 12.0 * config.heads * config.H * positions_seen(config, length)
 
 
@@ -268,7 +282,7 @@ def _all_axes(axes):
 
 
 def _row_devices(axes):
-    """Over how many devices rows are split: without experts, their axis is one more for data."""
+    """Over how many devices rows are split: the axis of experts is one more for data."""
     return axes["data"] * axes["fsdp"] * axes["expert"]
 
 
@@ -282,14 +296,27 @@ def _width(config):
     return 4 if config.dtype == "float32" else 2
 
 
-def _layer_weights(config, tensor):
-    return sum(k * n for _, k, n in layer_products(config, tensor))
+def _experts(config, axes):
+    """Of a layer, on one device."""
+    return config.experts and config.experts / axes["expert"]
 
 
-def _weights(config):
+def _layer_weights(config, tensor, experts=None):
+    """Of one layer with so many of its experts; all where None."""
+    experts = config.experts if experts is None else experts
+    return sum(k * n * (experts if of_experts(config, name) else 1)
+               for name, k, n in layer_products(config, tensor))
+
+
+def _weights(config, experts=None):
     """Of the whole model, biases and scales left out."""
     rows = config.vocab_size * (1 if config.tied else 2) + (config.context if config.position == "learned" else 0)
-    return config.layers * _layer_weights(config, 1) + rows * config.width
+    return config.layers * _layer_weights(config, 1, experts) + rows * config.width
+
+
+def _held(config, axes):
+    """Weights on one device."""
+    return _weights(config, _experts(config, axes)) / (axes["fsdp"] * axes["tensor"])
 
 
 def _head(config, m, tensor, times, each_token):
@@ -307,7 +334,7 @@ def _newton_schulz(config, optimizer, devices):
     matmuls = []
     for name, k, n in layer_products(config):
         short, long = sorted((k, n))
-        times = 5 * config.layers / devices
+        times = 5 * config.layers * (config.experts if of_experts(config, name) else 1) / devices
         matmuls += [Matmul(f"{name} muon", short, long, short, 2 * times),
                     Matmul(f"{name} muon", short, short, short, times)]
     return matmuls
@@ -318,19 +345,21 @@ def _train_traffic(config, m, axes, accumulate, optimizer, again):
     tensor, width, times = axes["tensor"], _width(config), config.layers * accumulate
     inner = (config.heads + 2 * config.K) * config.H / tensor
     wide = (3 if config.activation == "swiglu" else 2) * config.F / tensor
+    if config.experts:
+        wide = config.experts_per_token * (wide + 4 * config.width)  # to experts and back, read and written
     once = width * m * (8 * config.width + 2 * inner + wide)  # 8 D: two norms and two sums, each reading and writing
     yield "forward", once * times
     yield "backward", 2 * once * times
     yield "recomputed", once * times * (len(again) / 7)
     yield "logits", 4.0 * 4 * m * config.vocab_size / tensor * accumulate
     values = {"adamw": 7, "muon": 5, "sgd": 5}[optimizer]  # read p, g, moments; write p, moments
-    yield "optimizer", 4.0 * values * _weights(config) / (axes["fsdp"] * tensor)
-    yield "casts", (4.0 + width) * _weights(config) / (axes["fsdp"] * tensor) * accumulate
+    yield "optimizer", 4.0 * values * _held(config, axes)
+    yield "casts", (4.0 + width) * _held(config, axes) * accumulate
 
 
 def _train_collectives(config, m, row_tokens, axes, accumulate, again):
     tensor, width, times = axes["tensor"], _width(config), config.layers * accumulate
-    layer = width * _layer_weights(config, tensor)
+    layer = width * _layer_weights(config, tensor, _experts(config, axes))
     table = width * config.vocab_size * config.width / tensor
     if axes["fsdp"] > 1:
         yield _collective("all-gather", "fsdp", axes, layer, 2 * times, "parameters of a layer")
@@ -339,8 +368,11 @@ def _train_collectives(config, m, row_tokens, axes, accumulate, again):
         yield _collective("reduce-scatter", "fsdp", axes, table, 2 * accumulate, "their gradients")
     for axis in ("data", "expert"):
         if axes[axis] > 1:
-            yield _collective("all-reduce", axis, axes, 4.0 * _weights(config) / (axes["fsdp"] * tensor), accumulate,
-                              "gradients")
+            shared = _weights(config, 0) / (axes["fsdp"] * tensor) if axis == "expert" else _held(config, axes)
+            yield _collective("all-reduce", axis, axes, 4.0 * shared, accumulate, "gradients")
+    if config.experts and axes["expert"] > 1:
+        for kind, size, count, what in exchanges(config, width * m * config.width, axes["expert"], "up" in again):
+            yield _collective(kind, "expert", axes, size, count * times, what)
     if tensor > 1:
         count = 4 * times + 2 * accumulate + ("o" in again) * times
         yield _collective("all-reduce", "tensor", axes, width * m * config.width, count, "activations")

@@ -27,6 +27,10 @@ def describe(config: transformer.Config, *, length: int | None = None,
     lines = [f"{config.layers} layers, width {config.width}, {config.heads} heads of {config.H} on {config.K} key-"
              f"value heads, mlp {config.F}, vocabulary {config.vocab_size:,}, context {config.context:,}", ""]
     rows = [*parameter_rows(config), ("in all", "", transformer.count_params(config))]
+    if config.experts is not None:
+        lines[0] = lines[0].replace("mlp", f"{config.experts} experts of which a token goes to "
+                                    f"{config.experts_per_token}, each an mlp of")
+        rows.append(("met by a token", "", transformer.count_params(config, active=True)))
     names, shapes = (max(len(row[i]) for row in rows) for i in (0, 1))
     lines += [f"  {name:{names}}  {shape:>{shapes}}  {count:>18,}" for name, shape, count in rows]
     train = transformer.flops_per_token(config, length)

@@ -149,7 +149,8 @@ def device_times(cost: Cost, chip: Chip, slice_devices: int | None = None) -> Ti
     spent = dict.fromkeys(("layers", "activations", "gradients", "links", "network"), 0.0)
     for collective in cost.collectives:
         links, network = _exchange(collective, chip, joined)
-        spent[_KIND[collective.axis]] += links + network
+        to_experts = collective.axis == "expert" and collective.what != "gradients"
+        spent["activations" if to_experts else _KIND[collective.axis]] += links + network
         spent["links"] += links
         spent["network"] += network
     return Times(np.array(padded) / peak, np.array([m.traffic for m in cost.matmuls]) / chip.hbm_bandwidth,

@@ -31,7 +31,8 @@ def evaluation_program(config: transformer.Config, mesh, rules: tuple):
     @jax.jit
     def sums(params, batch, token_bytes):
         with sharding.in_force(mesh, dict(rules)):
-            loss_sum, weight, _ = losses.next_token_loss(params, (), batch, None, config=config)
+            loss_sum, weight, _ = losses.next_token_loss(params, (), batch, None, config=config,
+                                                           auxiliary=False)
         return loss_sum, weight, jnp.sum(token_bytes[batch["targets"]] * (batch["loss_mask"] > 0))
 
     return sums

@@ -84,7 +84,8 @@ class SFT(Stage):
         @jax.jit
         def sums(params, batch):
             with sharding.in_force(context.mesh, context.rules):
-                return losses.next_token_loss(params, (), batch, None, config=config)[:2]
+                return losses.next_token_loss(params, (), batch, None, config=config,
+                                              auxiliary=False)[:2]
 
         return sums
 

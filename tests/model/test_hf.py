@@ -80,7 +80,8 @@ def test_logits(pair, tokens):
 
 @pytest.mark.parametrize("name, field, other", [
     ("llama3_2", "rope_scaling", None), ("mistral", "windows", (None,)), ("qwen2_windows", "windows", (None,)),
-    ("llama3", "rope_theta", 10_000.0), ("gpt2", "activation", "gelu"), ("llama2", "norm_eps", 1e-2)])
+    ("llama3", "rope_theta", 10_000.0), ("gpt2", "activation", "gelu"), ("llama2", "norm_eps", 1e-2),
+    ("qwen3_moe", "norm_topk", True), ("mixtral", "experts_per_token", 1)])
 def test_logits_would_show_a_feature_left_out(name, field, other, tokens, tmp_path):
     model = families.make(name)
     model.save_pretrained(tmp_path)
@@ -103,10 +104,11 @@ def test_gradients(pair, tokens, tmp_path):
     pair.theirs.zero_grad()
     inputs = torch.tensor(tokens)
     pair.theirs(inputs, labels=inputs).loss.backward()
-    (tmp_path / "config.json").write_bytes((pair.folder / "config.json").read_bytes())
-    gradients = {name: weight.grad.numpy() for name, weight in pair.theirs.named_parameters()}
-    safetensors.write_file(tmp_path / safetensors.SINGLE, [
-        (name, array.dtype, array.shape, lambda array=array: array) for name, array in gradients.items()])
+    gradients = copy.deepcopy(pair.theirs)
+    with torch.no_grad():
+        for weight, source in zip(gradients.parameters(), pair.theirs.parameters()):
+            weight.copy_(source.grad)
+    gradients.save_pretrained(tmp_path)
     reference = read(tmp_path)[0]
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(reference))
 
@@ -153,7 +155,7 @@ def test_loss_of_packed_documents_is_that_of_each_alone(pair, tokens):
     batch = {"tokens": row, "targets": targets, "loss_mask": mask,
              "positions": np.concatenate([np.arange(n) for n in lengths])[None],
              "segment_ids": np.repeat(np.arange(3), lengths)[None]}
-    total, weight, _ = jax.jit(functools.partial(losses.next_token_loss, config=pair.config))(
+    total, weight, _ = jax.jit(functools.partial(losses.next_token_loss, config=pair.config, auxiliary=False))(
         pair.params, (), batch, jax.random.key(0))
     each = []
     for start, n in zip(starts, lengths):
@@ -261,6 +263,10 @@ def test_types_are_cast_only_on_purpose(folder):
     ({"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 131072, "max_window_layers": 21,
       "use_mrope": False}, {"windows": (None,), "qkv_bias": True, "kv_heads": 32}),
     ({"model_type": "qwen3", "num_key_value_heads": 8}, {"head_dim": 128, "qk_norm": True, "kv_heads": 8}),
+    ({"model_type": "mixtral", "sliding_window": None}, {"rope_theta": 1e6, "experts": 8, "experts_per_token": 2,
+                                                         "norm_topk": True, "windows": (None,), "mlp_width": 8}),
+    ({"model_type": "qwen3_moe", "num_experts": 16, "router_aux_loss_coef": 0.01, "mlp_only_layers": []},
+     {"experts": 16, "experts_per_token": 8, "norm_topk": False, "mlp_width": 768, "balance_loss": 0.01}),
 ])
 def test_what_files_leave_out_or_say_in_older_ways(tmp_path, fields, expected):
     shape = {"vocab_size": 8, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 32, "intermediate_size": 8}
@@ -294,6 +300,10 @@ def change(folder, **fields):
     ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, a field that llama does not have here"),
     ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two', but should be a whole number"),
     ({"num_key_value_heads": 3}, "not a model that can be .*kv_heads=3"),
+    ({"model_type": "qwen3_moe", "architectures": None, "mlp_only_layers": [0]},
+     "mlp_only_layers is \\[0\\]; supported: \\[\\]"),
+    ({"model_type": "qwen3_moe", "architectures": None, "decoder_sparse_step": 2}, "decoder_sparse_step is 2; supported: 1"),
+    ({"model_type": "mixtral", "architectures": None, "num_experts_per_tok": 9}, "experts_per_token=9: at most experts=8"),
     ({"intermediate_size": 24}, r"model.*safetensors: model.layers.0.mlp.*proj.weight should have shape \[.*24.*\], "
                                 r"as config.json says, but has \[.*12.*\]"),
     ({"num_hidden_layers": 3}, "no file there holds tensor model.layers.2.self_attn.k_proj.weight, of shape \\[4, 8\\]"),

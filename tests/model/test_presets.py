@@ -17,6 +17,8 @@ PUBLISHED = {  # each tensor counted once: a head that is the embedding does not
                       "14B": 14_770_033_664, "32B": 32_763_876_352, "72B": 72_706_203_648},
     presets.qwen3: {"0.6B": 596_049_920, "1.7B": 1_720_574_976, "4B": 4_022_468_096, "8B": 8_190_735_360,
                     "14B": 14_768_307_200, "32B": 32_762_123_264},
+    presets.mixtral: {"8x7B": 46_702_792_704, "8x22B": 140_620_634_112},
+    presets.qwen3_moe: {"30B-A3B": 30_532_122_624, "235B-A22B": 235_093_634_560},
 }
 CASES = [(family, size, count) for family, sizes in PUBLISHED.items() for size, count in sizes.items()]
 
@@ -32,6 +34,13 @@ def test_presets_have_the_published_parameters(family, size, expected):
 def test_a_size_that_does_not_exist_is_refused_with_those_that_do(family):
     with pytest.raises(ValueError, match=f"{family.__name__}\\('9T'\\): no such size; valid: .*{list(PUBLISHED[family])[-1]}"):
         family("9T")
+
+
+@pytest.mark.parametrize("config, expected", [  # published as 12.9, 39, 3.3 and 22 billion
+    (presets.mixtral("8x7B"), 12_879_925_248), (presets.mixtral("8x22B"), 39_152_031_744),
+    (presets.qwen3_moe("30B-A3B"), 3_353_032_704), (presets.qwen3_moe("235B-A22B"), 22_190_763_520)])
+def test_a_token_of_a_mixture_meets_the_published_parameters(config, expected):
+    assert transformer.count_params(config, active=True) == expected
 
 
 def test_what_makes_a_family():

@@ -171,3 +171,37 @@ def test_an_unknown_policy_is_refused_with_the_valid_ones():
     for count in (train_cost, train_memory):
         with pytest.raises(ValueError, match="remat=some: no such policy; valid: none, full, dots, names"):
             count(TINY, batch=8, length=16, axes={}, remat="some")
+
+
+MIXTURE = dataclasses.replace(TINY, experts=4, experts_per_token=2)
+
+
+def test_a_mixture_by_hand():
+    """32 tokens, each at two of four experts; every weight is held and every fourth of the experts on each device."""
+    cost = train_cost(MIXTURE, batch=2, length=16, axes={})
+    assert flops(cost, "up", "gate", "down") == 2 * 32 * 3 * 2 * (3 * 8 * 16) and flops(cost, "router") == 2 * 32 * 3 * 8 * 4
+    assert {m.count for m in cost.matmuls if m.name == "up"} == {3 * 4} and flops(cost, "q") == 2 * 32 * 3 * 8 * 8
+    tight = train_cost(dataclasses.replace(MIXTURE, capacity_factor=1.5), batch=2, length=16, axes={})
+    assert flops(tight, "up dw") == 1.5 * flops(cost, "up dw")
+    weights = 3 * (2 * 8 * 8 + 2 * 8 * 4 + 8 * 4) + 2 * 32 * 8, 3 * 3 * 8 * 16  # all but the experts; one expert
+    memory = [train_memory(MIXTURE, batch=8, length=16, axes={"expert": n}).params for n in (1, 4)]
+    assert memory == [4 * (weights[0] + 4 * weights[1]), 4 * (weights[0] + weights[1])]
+    assert 0 <= transformer.flops_per_token(MIXTURE, 16) - model_flops(MIXTURE, 16) <= 6 * 3 * 2 * 8
+
+
+def test_exchanges_with_experts_by_hand():
+    dropless = exchanges(train_cost(MIXTURE, batch=8, length=16, axes={"expert": 4}), "expert")
+    one = 2 * 2 * 16 * 8  # bytes of the tokens of a device
+    assert dropless["all-gather", "tokens to experts"][:2] == (4 * one, 2 * 3)
+    assert dropless["reduce-scatter", "what experts give back"][:2] == (4 * one, 2 * 3)
+    shared = 3 * (2 * 8 * 8 + 2 * 8 * 4 + 8 * 4) + 2 * 32 * 8
+    assert dropless["all-reduce", "gradients"][0] == 4 * shared
+    bound = exchanges(train_cost(dataclasses.replace(MIXTURE, capacity_factor=1.25), batch=8, length=16, axes={"expert": 4}),
+                      "expert")
+    assert bound["all-to-all", "tokens to experts and back"][:2] == (2 * 1.25 * one, 4 * 3)
+
+
+def test_decoding_reads_the_experts_that_are_chosen():
+    read = lambda batch: sum(m.k * m.n * m.count for m in decode_cost(  # noqa: E731
+        MIXTURE, batch=batch, context=16, axes={}).matmuls if m.name in ("up", "gate", "down"))
+    assert [read(batch) for batch in (1, 2, 8)] == [3 * n * 3 * 8 * 16 for n in (2, 4, 4)]

@@ -31,6 +31,13 @@ def test_llama_by_hand():
     assert "fsdp 8 x tensor 8" in text
 
 
+def test_mixture_by_hand():
+    text = "\n".join(info.describe(presets.mixtral("8x7B"), length=4096))
+    assert "8 experts of which a token goes to 2, each an mlp of 14336" in text and "32 x 8 x 4096 x 14336" in text
+    assert "46,702,792,704" in text and "met by a token" in text and "12,879,925,248" in text
+    assert f"{6 * (12_879_925_248 - 32_000 * 4096) + 6 * 32 * 4096 * 4096:.4g} to train" in text
+
+
 def test_one_device_and_all_rows_are_told():
     rows = list(info.memory_rows(presets.gpt2(), 1024, (1, 8)))
     assert len(rows) == 3 and rows[1].startswith("one device") and rows[2].startswith("fsdp 8")
