@@ -47,13 +47,16 @@ def serve(workdir: str | Path, *, stages: list[str] | None = None, host: str = "
     worker = Worker(functools.partial(_engine, slots=slots), most=slots + max_waiting)
     server = Server(Models(workdir, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host))
     listening = _listen(host, port)
-    where = f"[{host}]" if ":" in host else host
-    print(f"serving {', '.join(server.models.models)} at http://{where}:{listening.getsockname()[1]} (Ctrl-C stops)",
-          flush=True)
+    where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     ended: list[int] = []
 
     class Uvicorn(uvicorn.Server):
-        """Stops on a signal without raising it again, which would make a clean end look like a crash."""
+        """Says where it is once it answers, and stops on a signal without raising it again, which would make a clean
+        end look like a crash."""
+
+        async def startup(self, sockets=None):
+            await super().startup(sockets)
+            print(f"serving {', '.join(server.models.models)} at {where} (Ctrl-C stops)", flush=True)
 
         @contextlib.contextmanager
         def capture_signals(self):
