@@ -36,7 +36,7 @@ def tokenizers(models: Models) -> dict[str, Tokenizer | None]:
     for model in models.models.values():
         if (print_ := model.tokenizer.fingerprint()) not in seen:
             seen.add(print_)
-            ours[f"{model.workdir.resolve().name}" + (f"/{model.name}" if len(seen) > 1 else "")] = model.tokenizer
+            ours[models.folder.resolve().name + (f"/{model.name}" if len(seen) > 1 else "")] = model.tokenizer
     folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
                   or Path(tempfile.gettempdir()) / "data-gym-cache")
     cached = [name for name, files in _ENCODINGS.items()

@@ -152,3 +152,20 @@ def test_the_page_fetches_nothing_and_runs_only_its_own_script():
     text, policy = page()
     assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//|@import|url\(| style=|innerHTML|insertAdjacentHTML", text)
     assert policy.count("'sha256-") == 2 and "default-src 'none'" in policy and "unsafe" not in policy
+
+
+def test_a_hugging_face_folder_is_one_model(tmp_path):
+    from scripted import CONFIG, TABLES, params_of
+
+    from jaxgpt.model import hf
+    from jaxgpt.tokenizer import hf as hf_tokenizer
+    folder = tmp_path / "little-llama"
+    folder.mkdir()
+    hf.write_params(params_of(TABLES["base"]), CONFIG, folder, family="llama",
+                    tokens={"bos_token_id": TOKENIZER.bos, "eos_token_id": TOKENIZER.end})
+    hf_tokenizer.write(TOKENIZER, folder)
+    models = Models(folder)
+    model = models.find("little-llama")
+    assert (models.default, model.config.context) == ("little-llama", CONTEXT)
+    assert model.tokenizer.encode("ab") == [97, 98]
+    assert model.loaded.params["embed"].shape == (VOCAB, VOCAB) and model.loaded is model.loaded
