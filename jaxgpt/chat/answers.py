@@ -6,7 +6,7 @@ import codecs
 import dataclasses
 from collections.abc import Sequence
 
-from jaxgpt.tokenizer import special
+from jaxgpt.tokenizer.conversation import MARKS
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -55,7 +55,7 @@ class Answer:
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
         self.tokenizer, self.stops = tokenizer, tuple(stops)
         self.stopped, self.count = False, 0
-        self._marks = {tokenizer.special.get(mark): kind for mark, kind in ((special.CALL, "call"), (special.RESULT, "result"))}
+        self._marks = {tokenizer.special.get(mark): kind for kind, mark in MARKS.items()}
         self._hidden = set(tokenizer.special.values())
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._inside, self._inner, self._call = None, b"", None  # of a call or a result

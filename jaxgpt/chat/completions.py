@@ -67,7 +67,9 @@ class Run:
         asked, tokenizer = self.asked, self.model.tokenizer
         options = dict(asked.sampling)
         stop = tuple(options.pop("stop"))
-        watch = {"watch": (tokenizer.special[CALL],), "watcher": self._watch} if asked.tools and CALL in tokenizer.special else {}
+        watch = {}
+        if asked.tools and CALL in tokenizer.special:
+            watch = {"watch": (tokenizer.special[CALL],), "watcher": self._watch}
         return [Request(prompt, asked.max_tokens, Sampling(**options), n=asked.n, stop=stop,
                         stop_tokens=tuple({tokenizer.end, tokenizer.bos}), alternatives=asked.logprobs or 0, **watch)
                 for prompt in asked.prompts]
@@ -209,7 +211,7 @@ def client_call(call: str, tools: Mapping[str, str]) -> tuple[str, dict] | None:
     """(name, arguments) of a call of one of the client's tools; None where it calls none of them.
 
     Args:
-      call: what the model wrote between the marks: a name and its arguments, or arguments alone where there is one tool.
+      call: what the model wrote between the marks: a name and its arguments, or arguments alone of the only tool.
       tools: {name: what its first argument is called}.
 
     >>> client_call('calculator 17*3', {"calculator": "expression"}), client_call('17*3', {"calculator": "expression"})

@@ -53,9 +53,8 @@ class Model:
             if self.template:
                 return render_template(self.template, self.tokenizer, _openai(messages),
                                        **({"tools": list(tools)} if tools else {}))
-            turns = [turn | {"content": [_ours(part) for part in turn["content"]]} if turn["role"] == "assistant" else turn
-                     for turn in messages]
-            if turns[-1]["role"] == "assistant" and turns[-1]["content"][-1:] and turns[-1]["content"][-1]["type"] == "result":
+            turns = [_ours(turn) for turn in messages]
+            if turns[-1]["role"] == "assistant" and [part["type"] for part in turns[-1]["content"]][-1:] == ["result"]:
                 check(turns)
                 return render(self.tokenizer, turns)[0][:-1]  # it goes on in the turn in which it called
             return render_prompt(self.tokenizer, turns)
@@ -102,12 +101,16 @@ def call_text(name: str, arguments: str) -> str:
     return f"{name} {arguments}"
 
 
-def _ours(part: dict) -> dict:
-    return {"type": "call", "text": call_text(part["name"], part["arguments"])} if part["type"] == "call" else part
+def _ours(turn: dict) -> dict:
+    """A turn as our models know it: a call is a text."""
+    if turn["role"] != "assistant":
+        return turn
+    return turn | {"content": [{"type": "call", "text": call_text(part["name"], part["arguments"])}
+                               if part["type"] == "call" else part for part in turn["content"]]}
 
 
 def _openai(messages: Sequence[dict]) -> list[dict]:
-    """Turns as templates of models from elsewhere know them: calls in the assistant's, results in turns of their own."""
+    """Turns as templates of models from elsewhere know them: results are turns of their own."""
     turns = []
     for message in messages:
         if message["role"] != "assistant":

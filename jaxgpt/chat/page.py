@@ -15,5 +15,6 @@ def page() -> tuple[str, str]:
     def hashes(tag: str) -> str:
         found = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in found)
-    return text, (f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
-                  "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+    return text, (f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
+                  "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+                  "frame-ancestors 'none'")

@@ -10,7 +10,7 @@ from typing import Any
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.chat.schema import array, check, integer, number, one_of, optional, record, text
 
-MAX_TEXT, MAX_TOKENS, MAX_CHOICES, MAX_TOP = 400_000, 1 << 20, 16, 20
+MAX_TEXT, MAX_TOKENS, MAX_CHOICES, MAX_TOP = 200_000, 1 << 20, 16, 20
 
 _SAMPLING = {
     "model": text(description="One of /v1/models.", maxLength=200),
@@ -141,8 +141,8 @@ def read_completion(body: Any, models) -> Asked:
                        param="prompt")
     for tokens in prompts:
         fit(len(tokens), context, "prompt", spare=0 if max_tokens == 0 else 1)
-    return Asked(body["model"], prompts, max_tokens, n, _sampling(body, model), logprobs=body.get("logprobs"), echo=echo,
-                 ids=body.get("return_token_ids", False), **_streaming(body))
+    return Asked(body["model"], prompts, max_tokens, n, _sampling(body, model), logprobs=body.get("logprobs"),
+                 echo=echo, ids=body.get("return_token_ids", False), **_streaming(body))
 
 
 def read_chat(body: Any, models) -> Asked:
@@ -167,7 +167,8 @@ def read_chat(body: Any, models) -> Asked:
     limit = body.get("max_tokens", body.get("max_completion_tokens", model.config.context))
     return Asked(body["model"], [prompt], limit, body.get("n", 1), _sampling(body, model),
                  logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None, schema=_schema(body),
-                 tools={tool["function"]["name"]: _first_argument(tool["function"]) for tool in tools}, **_streaming(body))
+                 tools={tool["function"]["name"]: _first_argument(tool["function"]) for tool in tools},
+                 **_streaming(body))
 
 
 def token_lists(value: Any, model, where: str, *, bos: bool = False) -> list[list[int]]:
@@ -238,9 +239,11 @@ def _streaming(body: dict) -> dict[str, bool]:
 
 def _schema(body: dict) -> dict | None:
     chosen = body.get("response_format", {"type": "text"})
+    if chosen["type"] == "text":
+        return None
     if chosen["type"] == "json_schema" and "json_schema" not in chosen:
         raise ApiError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
-    return {"text": None, "json_object": {}, "json_schema": chosen.get("json_schema", {}).get("schema", {})}[chosen["type"]]
+    raise ApiError(400, 'response_format: this server writes "text" alone', param="response_format")
 
 
 def _messages(messages: list[dict]) -> list[dict]:

@@ -36,7 +36,8 @@ def array(items: dict, **rest) -> dict:
 
 def record(properties: dict[str, dict], *required: str, **rest) -> dict:
     """An object of these fields and no others."""
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False, **rest}
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False,
+            **rest}
 
 
 def one_of(*schemas: dict, **rest) -> dict:

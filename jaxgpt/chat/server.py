@@ -12,8 +12,6 @@ import hmac
 import json
 from collections.abc import AsyncIterator, Callable
 
-import numpy as np
-
 from jaxgpt.chat import completions, inside, openapi, protocol, schema
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.chat.metrics import Metrics
@@ -44,7 +42,7 @@ class Server:
         self.hosts, self.metrics = hosts, Metrics()
         self.tokenizers = inside.tokenizers(models)
         self.page, self.policy = page()
-        self.document = openapi.document(key is not None)
+        self.document = openapi.document(list(models.models), list(self.tokenizers), key is not None)
 
     def routes(self) -> dict[tuple[str, str], Callable]:
         """{(method, path): what answers}."""
@@ -107,8 +105,8 @@ class Server:
                            f"{model.config.width}", param="dimensions")
         found = await self._unless_left(request, asyncio.to_thread(inside.embed, model, lists))
         as_text = body.get("encoding_format") == "base64"
-        data = [{"object": "embedding", "index": i, "embedding": base64.b64encode(np.asarray(one, "<f4").tobytes()).decode()
-                 if as_text else one.tolist()} for i, one in enumerate(found)]
+        data = [{"object": "embedding", "index": i, "embedding": base64.b64encode(one.astype("<f4")).decode() if as_text
+                 else one.tolist()} for i, one in enumerate(found)]
         count = sum(map(len, lists))
         return _json({"object": "list", "data": data, "model": model.name,
                       "usage": {"prompt_tokens": count, "total_tokens": count}})
@@ -290,8 +288,8 @@ def _check_host(host: str, allowed: frozenset[str] | None) -> None:
     """Refuses a name that is not this machine's: a foreign page may have had it point here."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if allowed is not None and name.strip("[]").lower() not in allowed:
-        raise ApiError(421, f"the header Host: {name[:100] or 'none'}, but this server listens to this machine alone, as "
-                       f"{', '.join(sorted(allowed))}")
+        raise ApiError(421, f"the header Host: {name[:100] or 'none'}, but this server listens to this machine "
+                       f"alone, as {', '.join(sorted(allowed))}")
 
 
 def _check_key(header: bytes, path: str, key: str | None) -> None:
@@ -306,7 +304,8 @@ def _check_key(header: bytes, path: str, key: str | None) -> None:
 def _json(value, status: int = 200, headers=None):
     from starlette.responses import Response
     headers = dict(headers or {}) | ({"Retry-After": "1"} if status == 429 else {})
-    return Response(json.dumps(value, ensure_ascii=False, allow_nan=False).encode(), status, headers, "application/json")
+    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return Response(body, status, headers, "application/json")
 
 
 def _described(model: Model) -> dict:

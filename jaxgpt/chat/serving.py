@@ -41,18 +41,22 @@ def serve(workdir: str | Path, *, stages: list[str] | None = None, host: str = "
     try:
         import uvicorn
     except ImportError as error:
-        raise UserError("jaxgpt serve needs the libraries starlette and uvicorn: pip install 'jaxgpt[serve]'") from error
-    _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20), timeout=(seconds, 1, 86400))
+        raise UserError("jaxgpt serve needs starlette and uvicorn: pip install 'jaxgpt[serve]'") from error
+    _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20),
+           timeout=(seconds, 1, 86400))
     worker = Worker(functools.partial(_engine, slots=slots), most=slots + max_waiting)
     server = Server(Models(workdir, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host))
     listening = _listen(host, port)
-    where = f"[{host}]" if ":" in host else host
-    print(f"serving {', '.join(server.models.models)} at http://{where}:{listening.getsockname()[1]} (Ctrl-C stops)",
-          flush=True)
+    where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     ended: list[int] = []
 
     class Uvicorn(uvicorn.Server):
-        """Stops on a signal without raising it again, which would make a clean end look like a crash."""
+        """Says where it is once it answers, and stops on a signal without raising it again, which would make a clean
+        end look like a crash."""
+
+        async def startup(self, sockets=None):
+            await super().startup(sockets)
+            print(f"serving {', '.join(server.models.models)} at {where} (Ctrl-C stops)", flush=True)
 
         @contextlib.contextmanager
         def capture_signals(self):

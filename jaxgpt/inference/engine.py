@@ -97,6 +97,7 @@ class Engine:
         self._samples: list[_Sample | None] = [None] * slots
         self._waiting: collections.deque[_Sample] = collections.deque()
         self._count = 0
+        self.tokens_read = self.tokens_drawn = 0  # so far: of prompts, without what was copied; of completions
 
     # --- what is asked -----------------------------------------------------------------------------------------------
 
@@ -196,7 +197,7 @@ class Engine:
     def _read(self, sample: _Sample) -> list[Token | Finished]:
         """Reads the next piece; behind the last one the first token is drawn."""
         length = min(len(sample.sequence) - sample.filled, self._piece)
-        piece = np.zeros(_bucket(length, most=self._piece), np.int32)
+        piece = np.zeros(_bucket(length, least=8, most=self._piece), np.int32)
         piece[:length] = sample.sequence[sample.filled:sample.filled + length]
         last = sample.filled + length == len(sample.sequence)
         if last and sample.request.mask:
@@ -204,6 +205,7 @@ class Engine:
         self._rows, drawn = self._run["prefill"](
             self._params, self._rows, sample.slot, piece, np.int32(sample.filled), np.int32(length), np.bool_(last),
             span=self._span(sample.filled + length), alternatives=self._alternatives())
+        self.tokens_read += length
         sample.filled += length
         sample.reading = not last
         return self._take(sample, jax.device_get(drawn), (0,)) if last else []
@@ -235,6 +237,7 @@ class Engine:
     def _take(self, sample: _Sample, drawn: rows_on_device.Drawn, at: tuple[int, ...]) -> list[Token | Finished]:
         """A drawn token joins its completion, and what follows from it."""
         request, token = sample.request, int(drawn.tokens[at])
+        self.tokens_drawn += 1
         alternatives = zip(drawn.alternatives[at].tolist(), drawn.alternative_logprobs[at].tolist())
         events: list[Token | Finished] = [self._append(
             sample, token, logprob=float(drawn.logprobs[at]), model_logprob=float(drawn.model_logprobs[at]),
@@ -327,7 +330,7 @@ class Engine:
         spans = sorted({self._span(2 ** power) for power in range(1, self.context.bit_length() + 1)})
         for kind in kinds:
             for span in spans:
-                for size in {_bucket(2 ** power, most=self._piece) for power in range(self._piece.bit_length())}:
+                for size in {_bucket(2 ** power, least=8, most=self._piece) for power in range(self._piece.bit_length())}:
                     if size <= span:
                         self._rows, _ = self._run["prefill"](
                             self._params, self._rows, 0, np.zeros(size, np.int32), np.int32(0), np.int32(1), np.bool_(False),

@@ -23,7 +23,7 @@ from jaxgpt.model import transformer
 from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
-VOCAB, CONTEXT, SCALE = 264, 512, 9.0
+VOCAB, CONTEXT, SCALE = 264, 256, 9.0
 TOKENIZER = Tokenizer(bpe.train(["no merges"], vocab_size=VOCAB), name="bytes")
 CONFIG = transformer.Config(vocab_size=VOCAB, context=CONTEXT, layers=2, width=VOCAB, heads=4, mlp_width=8,
                             zero_init_outputs=True, init_std=None, norm_eps=1e-12)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 
 import pytest
 from scripted import ALPHABET
@@ -23,15 +24,24 @@ def browser():
 def page(browser, server):
     """The page, freshly loaded; at the end nothing was wrong and nothing was fetched from elsewhere."""
     context = browser.new_context()
+    context.set_default_timeout(180_000)  # the first answer of a stage compiles
     page, wrong, asked = context.new_page(), [], []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(server.url)
-    page.wait_for_function("document.querySelectorAll('#stage option').length === 3")
+    until(page, "document.querySelectorAll('#stage option').length === 3")
     yield page
     context.close()
     assert wrong == [] and all(url.startswith((server.url, "data:")) for url in asked)
+
+
+def until(page, expression, seconds=180):
+    """Waits for what an expression says; Playwright's own way would evaluate text, which the page's policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
 
 
 def choose(page, stage):
@@ -46,7 +56,7 @@ def test_a_chat_streams_and_the_stage_can_be_switched(page):
     assert [turn.inner_text() for turn in page.query_selector_all(".turn")] == ["hello <b>there</b>", "assistant\nHI"]
     assert page.query_selector(".turn b") is None  # what was typed is text
     choose(page, "base")
-    page.fill("#chat-max", "400") if page.is_visible("#chat-max") else page.evaluate("document.getElementById('chat-max').value = 400")
+    page.evaluate("document.getElementById('chat-max').value = 240")
     page.evaluate("""() => { window.lengths = []; new MutationObserver(() => {
         const last = [...document.querySelectorAll('.turn.assistant')].at(-1);
         if (last) window.lengths.push(last.textContent.length); }).observe(document.getElementById('log'),
@@ -55,14 +65,14 @@ def test_a_chat_streams_and_the_stage_can_be_switched(page):
     page.keyboard.press("Enter")
     page.wait_for_selector("#retry:visible")
     answer = page.query_selector_all(".turn.assistant")[-1].inner_text()
-    assert answer.startswith("base\n" + ALPHABET[:10]) and len(answer) > 300
+    assert answer.startswith("base\n" + ALPHABET[:10]) and len(answer) > 150
     lengths = page.evaluate("window.lengths")
     assert len(set(lengths)) > 10 and lengths == sorted(lengths)  # it grew under the reader's eyes
 
 
 def test_escape_stops_an_answer(page):
     choose(page, "base")
-    page.evaluate("document.getElementById('chat-max').value = 480")
+    page.evaluate("document.getElementById('chat-max').value = 240")
     page.fill("#message", "go")
     page.keyboard.press("Enter")
     page.wait_for_selector(".turn.assistant.busy")
@@ -78,7 +88,7 @@ def test_a_probability_is_read_and_another_token_chosen(page):
     page.fill("#play-temperature", "0")
     page.fill("#play-max", "5")
     page.click("#run")
-    page.wait_for_function("document.querySelectorAll('#played .token').length === 9")  # bos, the prompt, the answer
+    until(page, "document.querySelectorAll('#played .token').length === 9")  # bos, the prompt, the answer
     assert page.inner_text("#played") == "<|bos|>abcdefgh"
     token = page.query_selector_all("#played .token")[5]
     assert token.get_attribute("aria-label") == "e, 96.9%"
@@ -87,7 +97,7 @@ def test_a_probability_is_read_and_another_token_chosen(page):
     other = page.query_selector_all("#pop button.choice")[1]
     name = other.inner_text().split()[0]
     other.click()
-    page.wait_for_function("document.querySelectorAll('#played .token').length === 11")
+    until(page, "document.querySelectorAll('#played .token').length === 11")
     assert page.inner_text("#played").startswith("<|bos|>abcd") and name not in ("e", "")
     assert page.query_selector_all("#played .token")[5].get_attribute("aria-label").startswith(name)
 
@@ -95,7 +105,7 @@ def test_a_probability_is_read_and_another_token_chosen(page):
 def test_a_text_is_tokenized_and_looked_into(page):
     page.click("#tab-tok")
     page.fill("#tok-text", "né!")
-    page.wait_for_function("document.querySelector('.figures b')?.textContent === '4'")
+    until(page, "document.querySelector('.figures b')?.textContent === '4'")
     page.query_selector_all("#tok-panels .token")[1].hover()
     assert "c3" in page.inner_text("#pop") and "id 195" in page.inner_text("#pop")
     page.keyboard.press("Escape")
@@ -105,7 +115,8 @@ def test_a_text_is_tokenized_and_looked_into(page):
     page.fill("#look-text", "abx")
     page.click("#look-run")
     page.wait_for_selector("#lens td")
-    assert [cell.inner_text() for cell in page.query_selector_all("#lens tbody tr:first-child td")][1:] == ["b", "c", "y"]
+    last = page.query_selector_all("#lens tbody tr:first-child td")
+    assert [cell.inner_text() for cell in last][1:] == ["b", "c", "y"]
     assert len(page.query_selector_all("#heads .head")) == 4
 
 
@@ -113,14 +124,15 @@ def test_tabs_by_keyboard_on_a_narrow_screen(browser, server):
     context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme="dark")
     page = context.new_page()
     page.goto(server.url)
-    page.wait_for_function("document.querySelectorAll('#stage option').length === 3")
+    until(page, "document.querySelectorAll('#stage option').length === 3")
     page.focus("#tab-chat")
     for name in ("play", "tok", "look"):
         page.keyboard.press("ArrowRight")
         page.wait_for_selector(f"#{name}:visible")
         assert page.evaluate("document.activeElement.id") == f"tab-{name}"
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    unlabelled = page.evaluate("""() => [...document.querySelectorAll('input, select, textarea, button, canvas')].filter(
-        node => !node.labels?.length && !node.getAttribute('aria-label') && !node.textContent.trim()).map(node => node.id)""")
+    unlabelled = page.evaluate("""() => [...document.querySelectorAll('input, select, textarea, button, canvas')]
+        .filter(node => !node.labels?.length && !node.getAttribute('aria-label') && !node.textContent.trim())
+        .map(node => node.id)""")
     assert unlabelled == []
     context.close()

@@ -84,7 +84,8 @@ def test_a_completion_with_its_prompt_and_its_probabilities(client):
 
 def test_several_prompts_and_answers_streamed(client):
     texts = {}
-    for event in client.completions.create(model="base", prompt=["a", "m"], n=2, max_tokens=4, temperature=0, stream=True):
+    for event in client.completions.create(model="base", prompt=["a", "m"], n=2, max_tokens=4, temperature=0,
+                                           stream=True):
         for choice in event.choices:
             texts[choice.index] = texts.get(choice.index, "") + choice.text
     assert texts == {0: "bcde", 1: "bcde", 2: "nopq", 3: "nopq"}
@@ -131,7 +132,7 @@ def test_embeddings_have_length_one(client):
     found = client.embeddings.create(model="base", input=["ab", "ba", "xyz"]).data
     same, other = np.array(found[0].embedding), np.array(found[2].embedding)
     np.testing.assert_allclose(np.linalg.norm(same), 1, atol=1e-5)
-    np.testing.assert_allclose(same, found[1].embedding, atol=1e-6)  # a mean does not know the order, nor do these layers
+    np.testing.assert_allclose(same, found[1].embedding, atol=1e-6)  # a mean knows no order, nor do these layers
     expected = np.zeros(VOCAB)
     expected[[TOKENIZER.bos, *b"ab"]] = 3 ** -0.5
     np.testing.assert_allclose(same, expected, atol=1e-5)
@@ -162,7 +163,7 @@ def test_the_page_comes_with_its_policy(web):
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 WRONG = [
-    (CHAT, {"model": "best", "messages": HELLO}, 404, "model", 'there is no "best"; there are base, assistant, practice'),
+    (CHAT, {"model": "best", "messages": HELLO}, 404, "model", 'no "best"; there are base, assistant, practice'),
     (CHAT, {"model": "base", "messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content", "3 is not"),
     ("/v1/embeddings", {"model": "base", "input": "x", "dimensions": 2}, 400, "dimensions", f"embeddings have {VOCAB}"),
     ("/api/inspect", {"model": "base", "text": "x", "layer": 2}, 400, "layer", "layers are 0 to 1"),
@@ -197,7 +198,7 @@ def test_other_paths_methods_and_names_are_refused(web):
 
 # --- clients that leave, queues that fill, an end that waits ---------------------------------------------------------
 
-LONG = {"model": "base", "prompt": "a", "max_tokens": 500, "temperature": 0}
+LONG = {"model": "base", "prompt": "a", "max_tokens": 250, "temperature": 0}
 
 
 def wait_for(check, seconds=30):
@@ -220,12 +221,12 @@ def test_a_client_who_leaves_frees_its_slot(web, server, stream):
 
 
 def test_a_full_queue_says_429_and_a_signal_drains(scripted_run):
-    server = Server(scripted_run, "--slots", "1", "--max-waiting", "1", "--api-key", "secret")
+    server = Server(scripted_run, "--slots", "4", "--max-waiting", "0", "--api-key", "secret")
     with httpx.Client(base_url=server.url, timeout=60) as web:
         assert web.get("/v1/models").status_code == 401 and web.get("/").status_code == 200
         web.headers["Authorization"] = "Bearer secret"
         assert web.get("/v1/models").status_code == 200
-        refused = web.post(COMPLETE, json=LONG | {"n": 3})
+        refused = web.post(COMPLETE, json=LONG | {"n": 5})
         assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
         assert refused.json()["error"]["message"].startswith("the server has 0 answers under way")
         with web.stream("POST", COMPLETE, json=LONG | {"stream": True}) as answer:
@@ -255,7 +256,7 @@ def test_ctrl_c_and_wrong_options_end_with_a_sentence(scripted_run, server, caps
 def test_500_at_once_half_of_whom_leave(web, server):
     """No slot is lost, the others get what they asked for, and the second thousand takes no more memory."""
     async def one(client, number):
-        body = {"model": "base", "prompt": ALPHABET[number % 26], "max_tokens": 40, "temperature": 0, "stream": True}
+        body = {"model": "base", "prompt": ALPHABET[number % 26], "max_tokens": 24, "temperature": 0, "stream": True}
         async with client.stream("POST", COMPLETE, json=body) as answer:
             assert answer.status_code == 200
             text = ""
@@ -264,7 +265,7 @@ def test_500_at_once_half_of_whom_leave(web, server):
                     text += json.loads(line[6:])["choices"][0]["text"]
                     if number % 2 and len(text) > number % 20:
                         return None  # leaves half-way
-            return text == (ALPHABET * 3)[number % 26 + 1:][:40]
+            return text == (ALPHABET * 3)[number % 26 + 1:][:24]
 
     async def all_of_them():
         limits = httpx.Limits(max_connections=500)
@@ -288,9 +289,10 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     import subprocess
     import sys
     (tmp_path / "schemathesis.toml").write_text(
-        "[checks]\npositive_data_acceptance.expected-statuses = ['2xx', 400, 404]\n")  # lengths and names are no schema's
+        "[checks]\npositive_data_acceptance.expected-statuses = ['2xx', 400]\n"  # a context's length is no schema's
+        "negative_data_rejection.expected-statuses = [400, 404, 405, 413, 415]\n")
     done = subprocess.run(
-        [sys.executable, "-m", "schemathesis.cli", "run", server.url + "/openapi.json", "--max-examples", "40", "--seed", "1",
+        [sys.executable, "-m", "schemathesis.cli", "run", server.url + "/openapi.json", "--max-examples", "15",
          "--generation-deterministic", "--request-timeout", "60", "--suppress-health-check", "all"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-6000:]
