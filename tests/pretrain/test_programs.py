@@ -152,6 +152,28 @@ def test_a_mixture_packed_by_best_fit_resumes_to_the_bit(tiny_data, tmp_path):
             assert tiny.losses(whole, "pretrain", f"{key}/{name}") == values
 
 
+@pytest.mark.slow
+def test_experts_train_alike_on_one_device_and_on_eight(tiny_data, tmp_path):
+    """Their balance is part of the loss, not of the validation loss."""
+    corpus, workdir = tiny_data
+    model = dataclasses.replace(tiny.MODEL, experts=4, mlp_width=32, capacity_factor=1.0, balance_loss=0.1)
+    chosen = tiny.experiment(corpus, rules="fsdp_tensor")
+    base = dataclasses.replace(chosen.stage("pretrain"), model=model, tokens=8 * 8 * 32, prompts=())
+    chosen = dataclasses.replace(chosen, stages=(*chosen.stages[:3], base))
+    found = {}
+    for name, on in (("one", None), ("eight", tiny.mesh(8, expert=4, tensor=2))):
+        folder = shutil.copytree(workdir, tmp_path / name)
+        tiny.run_stages(chosen, ("pretrain",), folder, on)
+        found[name] = {key: tiny.losses(folder, "pretrain", key)
+                       for key in ("loss", "cross_entropy", "balance_loss", "dropped", "val_loss")}
+    one = found["one"]
+    assert one["loss"][8] == pytest.approx(one["cross_entropy"][8] + 0.1 * one["balance_loss"][8], rel=1e-5)
+    assert one["cross_entropy"][8] < one["cross_entropy"][1] and 0 < one["dropped"][8] < 0.5
+    assert one["val_loss"][8] < one["val_loss"][0] == pytest.approx(one["cross_entropy"][1], rel=0.01)
+    for key, values in one.items():
+        assert list(found["eight"][key].values()) == pytest.approx(list(values.values()), rel=5e-3, abs=5e-3), key
+
+
 def test_datasets_of_different_tokenizers_are_not_mixed(tiny_data, tmp_path):
     corpus, workdir = tiny_data
     work, chosen = shutil.copytree(workdir, tmp_path / "work"), mixed(corpus)
