@@ -1,4 +1,4 @@
-"""The command line: `jaxgpt run | curate | plan | chat | serve | sample | tokenize`, and the commands of `model_commands.py`.
+"""The command line: `jaxgpt run | curate | plan | chat | serve | sample | tokenize`, and those of `model_commands.py`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -136,7 +136,8 @@ def _add_serve(commands) -> None:
         "inside. SIGTERM and Ctrl-C let what is under way come to its end."))
     serve.add_argument("workdir", metavar="WORKDIR|FOLDER",
                        help="of a run, e.g. runs/quickstart; or a Hugging Face folder")
-    serve.add_argument("--stage", metavar="NAME", action="append", help="serve this model; may be repeated (default: all)")
+    serve.add_argument("--stage", metavar="NAME", action="append",
+                       help="serve this model; may be repeated (default: all)")
     serve.add_argument("--host", metavar="ADDRESS", default="127.0.0.1",
                        help="where to listen (default: 127.0.0.1, reached from this machine alone)")
     serve.add_argument("--port", metavar="N", type=int, default=8000, help="0 takes a free one (default: 8000)")
