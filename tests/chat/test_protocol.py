@@ -6,7 +6,7 @@ import re
 import pytest
 from scripted import CONTEXT, SPECIAL, TOKENIZER, VOCAB, write_run
 
-from jaxgpt.chat import openapi, protocol
+from jaxgpt.chat import openapi, protocol, schema
 from jaxgpt.chat.answers import Answer
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.chat.metrics import Metrics
@@ -62,6 +62,14 @@ def test_wrong_requests_are_told_what_is_wrong(models, path, body, status, param
         read(path, body, models)
     error = caught.value
     assert (error.status, error.param) == (status, param) and said in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("deep", ["[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900])
+def test_what_is_deep_is_refused_as_well(models, deep):
+    for body in ('{"model": %s}', '{"model": "base", "messages": [%s]}', '{"model": "base", "messages": %s}', "%s"):
+        with pytest.raises(ApiError) as caught:
+            protocol.read_chat(schema.read_json((body % deep).encode()), models)
+        assert caught.value.status == 400
 
 
 def test_defaults_and_forms(models):
