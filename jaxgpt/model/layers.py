@@ -166,15 +166,15 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x: jax.Array, approximate: bool = False) -> jax.Array:
-    """y = x Φ(x), or with tanh in place of Φ; the backward pass keeps x alone.
+    """y = x Φ(x), or with tanh in place of Φ; of it the backward pass keeps the slope alone.
 
     Source: Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2.
     """
     return jax.nn.gelu(x, approximate)
 
 
-gelu.defvjp(lambda x, approximate: (gelu(x, approximate), x),
-            lambda approximate, x, grad: jax.vjp(lambda x: jax.nn.gelu(x, approximate), x)[1](grad))
+gelu.defvjp(lambda x, approximate: jax.jvp(lambda x: jax.nn.gelu(x, approximate), (x,), (jnp.ones_like(x),)),
+            lambda approximate, slope, grad: (slope * grad,))
 
 
 def relu2(x: jax.Array) -> jax.Array:
