@@ -1,4 +1,4 @@
-"""The command line: `jaxgpt run | curate | plan | chat | serve | sample | tokenize`, and the commands of `model_commands.py`.
+"""The command line: `jaxgpt run | curate | plan | chat | serve | sample | tokenize`, and those of `model_commands.py`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -134,8 +134,10 @@ def _add_serve(commands) -> None:
     serve = commands.add_parser("serve", help="an OpenAI-compatible server, with a page to look inside", description=(
         "Serves the models of a run by OpenAI's API, and a page at / with a chat, a playground, tokenizers and a look "
         "inside. SIGTERM and Ctrl-C let what is under way come to its end."))
-    serve.add_argument("workdir", metavar="WORKDIR", help="of a run, e.g. runs/quickstart")
-    serve.add_argument("--stage", metavar="NAME", action="append", help="serve this model; may be repeated (default: all)")
+    serve.add_argument("workdir", metavar="WORKDIR|FOLDER",
+                       help="of a run, e.g. runs/quickstart; or a Hugging Face folder")
+    serve.add_argument("--stage", metavar="NAME", action="append",
+                       help="serve this model; may be repeated (default: all)")
     serve.add_argument("--host", metavar="ADDRESS", default="127.0.0.1",
                        help="where to listen (default: 127.0.0.1, reached from this machine alone)")
     serve.add_argument("--port", metavar="N", type=int, default=8000, help="0 takes a free one (default: 8000)")

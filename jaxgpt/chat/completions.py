@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import secrets
@@ -50,7 +49,7 @@ class Run:
 
     async def score(self, tokens: list[int]) -> list[Entry]:
         """The tokens of a prompt with their log-probabilities."""
-        logprobs, tops = await asyncio.to_thread(inside.score, self.model, tokens, self.asked.logprobs)
+        logprobs, tops = await self.worker.aside(inside.score, self.model, tokens, self.asked.logprobs)
         entries, offset, reader = [], 0, Answer(self.model.tokenizer)
         for token, logprob, top in zip(tokens, [None, *logprobs], [(), *tops]):
             entries.append(Entry(token, logprob, top, offset))
@@ -159,7 +158,7 @@ async def sse(events: AsyncIterator[dict]) -> AsyncIterator[bytes]:
     """Events as a browser reads them, and `[DONE]`."""
     async with contextlib.aclosing(events):
         async for event in events:
-            yield b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
+            yield b"data: " + json.dumps(event, ensure_ascii=False).encode(errors="replace") + b"\n\n"
     yield b"data: [DONE]\n\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def tokenizers(models: Models) -> dict[str, Tokenizer | None]:
     for model in models.models.values():
         if (print_ := model.tokenizer.fingerprint()) not in seen:
             seen.add(print_)
-            ours[f"{model.workdir.resolve().name}" + (f"/{model.name}" if len(seen) > 1 else "")] = model.tokenizer
+            ours[models.folder.resolve().name + (f"/{model.name}" if len(seen) > 1 else "")] = model.tokenizer
     folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
                   or Path(tempfile.gettempdir()) / "data-gym-cache")
     cached = [name for name, files in _ENCODINGS.items()
@@ -121,9 +122,17 @@ def score(model: Model, tokens: Sequence[int], top: int) -> tuple[list[float], l
 
 @functools.partial(jax.jit, static_argnames=("config", "top"))
 def _score(params, tokens, *, config, top):
-    logprobs = jax.nn.log_softmax(transformer.apply(params, tokens, config=config)[0, :-1])
-    best, ids = jax.lax.top_k(logprobs, min(top, config.vocab_size))
-    return jnp.take_along_axis(logprobs, tokens[0, 1:, None], axis=-1)[:, 0], ids, best
+    x, following = transformer.hidden(params, tokens, config=config)[0][0], jnp.roll(tokens[0], -1)
+
+    def some(part):  # of the positions, whose logits are in memory at once
+        x, following = part
+        logprobs = jax.nn.log_softmax(transformer.unembed(params, x, config=config))
+        best, ids = jax.lax.top_k(logprobs, min(top, config.vocab_size))
+        return jnp.take_along_axis(logprobs, following[:, None], axis=-1)[:, 0], ids, best
+
+    size = math.gcd(len(x), 128)
+    parts = jax.lax.map(some, (x.reshape(-1, size, x.shape[-1]), following.reshape(-1, size)))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), parts)
 
 
 def _padded(config: transformer.Config, tokens: Sequence[int]) -> np.ndarray:

@@ -1,33 +1,64 @@
-"""The models that a server has: one for each stage of a run, known at once, loaded when somebody asks for it."""
+"""The models that a server has: each stage's of a run, or a folder's; known at once, loaded when somebody asks."""
 
 from __future__ import annotations
 
 import functools
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import jax
 
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.core.errors import UserError
+from jaxgpt.core.sharding import RULES, Layout, make_mesh
 from jaxgpt.inference.load import Loaded, find, load, stages
+from jaxgpt.model import hf
+from jaxgpt.model.transformer import Config
+from jaxgpt.tokenizer import hf as hf_tokenizer
 from jaxgpt.tokenizer.conversation import check, render, render_prompt
-from jaxgpt.tokenizer.hf import load as load_tokenizer
-from jaxgpt.tokenizer.template import read_template, render_template
+from jaxgpt.tokenizer.template import Template, read_template, render_template
+from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 _ONE_LOADS = threading.Lock()
 
 
 class Model:
-    """A stage's model as the server knows it: its tokenizer and settings at once, its weights on demand."""
+    """A model as the server knows it: its tokenizer and settings at once, its weights on demand.
 
-    def __init__(self, workdir: str | Path, name: str):
-        self.name, self.workdir = name, Path(workdir)
-        _, self.config, outputs = find(workdir, name)
-        folder = self.workdir / name
-        self.created = int((folder / "manifest.json").stat().st_mtime)
-        self.tokenizer = load_tokenizer(folder / outputs["tokenizer"])
-        self.template = read_template(folder / outputs["folder"]) if "folder" in outputs else None
+    Args:
+      name: by which it is asked for.
+      config, tokenizer, template: as in `inference.load.Loaded`.
+      source: the file that says what it is.
+      read: reads it whole, which takes time.
+    """
+
+    def __init__(self, name: str, config: Config, tokenizer: Tokenizer, template: Template | None, source: Path,
+                 read: Callable[[], Loaded]):
+        self.name, self.config, self.tokenizer, self.template = name, config, tokenizer, template
+        self.created, self._read = int(source.stat().st_mtime), read
+
+    @classmethod
+    def of_stage(cls, workdir: Path, name: str) -> Model:
+        """The model that a stage of a run trained; a UserError where there is none."""
+        _, config, outputs = find(workdir, name)
+        folder = workdir / name
+        template = read_template(folder / outputs["folder"]) if "folder" in outputs else None
+        return cls(name, config, hf_tokenizer.load(folder / outputs["tokenizer"]), template, folder / "manifest.json",
+                   lambda: load(workdir, name))
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Model:
+        """The model of a Hugging Face folder; a UserError where it is none."""
+        _, config, _ = hf.check_folder(folder)
+        tokenizer, template, name = hf_tokenizer.read(folder), read_template(folder), folder.resolve().name
+
+        def read() -> Loaded:
+            mesh = make_mesh(Layout(data=1), jax.devices()[:1])
+            params, *_ = hf.read_params(folder, mesh=mesh, rules=RULES["replicated"])
+            return Loaded(params, config, tokenizer, name, template)
+        return cls(name, config, tokenizer, template, folder / "config.json", read)
 
     @property
     def loaded(self) -> Loaded:
@@ -37,7 +68,7 @@ class Model:
 
     @functools.cached_property
     def _loaded(self) -> Loaded:
-        return load(self.workdir, self.name)
+        return self._read()
 
     def prompt(self, messages: Sequence[dict], tools: Sequence[dict] = ()) -> list[int]:
         """The tokens from which an answer to a conversation is generated.
@@ -63,20 +94,29 @@ class Model:
 
 
 class Models:
-    """The models of a run, by name.
+    """The models of a run or of a Hugging Face folder, by name.
 
     Args:
-      workdir: of the run.
+      folder: the workdir of a run, or a folder with config.json, safetensors and tokenizer.json.
       names: of stages; all that trained a model where None.
 
+    Attributes:
+      folder: the same.
+      models: {name: model}.
+      default: the name of the last.
+
     Raises:
-      UserError: there is no such run or stage.
+      UserError: there is no such run, stage or model.
     """
 
-    def __init__(self, workdir: str | Path, names: Sequence[str] | None = None):
-        chosen = list(names) if names else stages(workdir)
-        self.models = {name: Model(workdir, name) for name in chosen}
-        self.default = chosen[-1]
+    def __init__(self, folder: str | Path, names: Sequence[str] | None = None):
+        self.folder = Path(folder)
+        if (self.folder / "config.json").exists():
+            found = [Model.of_folder(self.folder)]
+        else:
+            found = [Model.of_stage(self.folder, name) for name in names or stages(self.folder)]
+        self.models = {model.name: model for model in found}
+        self.default = found[-1].name
 
     def find(self, name: str) -> Model:
         """The model of that name; an ApiError with status 404 lists those there are."""

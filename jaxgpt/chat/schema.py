@@ -154,6 +154,8 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, (list, dict)):  # which may be deep
+        return "a list" if isinstance(value, list) else "an object"
     written = json.dumps(value)
     return written if len(written) <= 60 else written[:57] + "..."
 

@@ -103,7 +103,7 @@ class Server:
         if body.get("dimensions") not in (None, model.config.width):
             raise ApiError(400, f"dimensions: {body['dimensions']}, but this model's embeddings have "
                            f"{model.config.width}", param="dimensions")
-        found = await self._unless_left(request, asyncio.to_thread(inside.embed, model, lists))
+        found = await self._unless_left(request, self.worker.aside(inside.embed, model, lists))
         as_text = body.get("encoding_format") == "base64"
         data = [{"object": "embedding", "index": i, "embedding": base64.b64encode(one.astype("<f4")).decode() if as_text
                  else one.tolist()} for i, one in enumerate(found)]
@@ -151,7 +151,7 @@ class Server:
             if name not in self.tokenizers:
                 raise ApiError(404, f"tokenizers[{i}]: there is no {json.dumps(name)}; there are "
                                f"{', '.join(self.tokenizers)}", param=f"tokenizers[{i}]")
-            tokenizer = self.tokenizers[name] or await asyncio.to_thread(inside.tokenizer_named, name)
+            tokenizer = self.tokenizers[name] or await self.worker.aside(inside.tokenizer_named, name)
             results.append({"name": name, "vocab_size": tokenizer.vocab_size,
                             "tokens": [inside.shown(tokenizer, token) for token in tokenizer.encode(body["text"])]})
         return _json({"results": results, "characters": len(body["text"]), "bytes": len(body["text"].encode())})
@@ -165,7 +165,7 @@ class Server:
                            param="layer")
         tokens = [model.tokenizer.bos, *model.tokenizer.encode(body["text"])]
         most = min(inside.MAX_LOOK, model.config.context)
-        found = await self._unless_left(request, asyncio.to_thread(
+        found = await self._unless_left(request, self.worker.aside(
             inside.inspect, model, tokens[:most], body.get("layer", 0)))
         return _json(found | {"cut": len(tokens) > most})
 
@@ -304,7 +304,7 @@ def _check_key(header: bytes, path: str, key: str | None) -> None:
 def _json(value, status: int = 200, headers=None):
     from starlette.responses import Response
     headers = dict(headers or {}) | ({"Retry-After": "1"} if status == 429 else {})
-    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="replace")
     return Response(body, status, headers, "application/json")
 
 

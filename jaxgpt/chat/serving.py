@@ -19,12 +19,12 @@ from jaxgpt.inference.engine import Engine
 CHUNK = 8  # tokens that an engine draws between two looks at who came and who left
 
 
-def serve(workdir: str | Path, *, stages: list[str] | None = None, host: str = "127.0.0.1", port: int = 8000,
+def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "127.0.0.1", port: int = 8000,
           key: str | None = None, slots: int = 8, max_waiting: int = 256, seconds: float = 600.0) -> int:
     """Serves until SIGTERM or Ctrl-C, then lets what is under way come to its end.
 
     Args:
-      workdir: of a run.
+      folder: the workdir of a run, or a Hugging Face folder.
       stages: whose models; all where None.
       host, port: where; port 0 takes a free one.
       key: that clients must know, or None.
@@ -45,7 +45,7 @@ def serve(workdir: str | Path, *, stages: list[str] | None = None, host: str = "
     _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20),
            timeout=(seconds, 1, 86400))
     worker = Worker(functools.partial(_engine, slots=slots), most=slots + max_waiting)
-    server = Server(Models(workdir, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host))
+    server = Server(Models(folder, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host))
     listening = _listen(host, port)
     where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     ended: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import queue
 import sys
@@ -25,12 +26,14 @@ class Worker:
       most: requests that are in the engines or wait for them; beyond it they are refused.
 
     Attributes:
-      live: requests now in the engines or waiting.
+      live: answers now in the engines or waiting.
+      beside: requests of other kinds, under way or waiting.
       engines: by the model's name.
     """
 
     def __init__(self, make: Callable[[Model], Engine], *, most: int):
-        self.make, self.most, self.live = make, most, 0
+        self.make, self.most, self.live, self.beside = make, most, 0, 0
+        self._beside = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="beside")
         self.engines: dict[str, Engine] = {}
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._tickets: dict[tuple[str, int], _Ticket] = {}
@@ -45,6 +48,7 @@ class Worker:
         """Ends the thread after the step under way."""
         self._inbox.put(None)
         self._thread.join(timeout=30)
+        self._beside.shutdown(cancel_futures=True)
 
     async def run(self, model: Model, requests: Sequence[Request], seconds: float) -> AsyncIterator[tuple[int, object]]:
         """Yields (which answer, Token or Finished) as they come; whoever leaves early frees the slots.
@@ -87,6 +91,21 @@ class Worker:
         if not ticket.left:
             ticket.left = True
             self._inbox.put(ticket)
+
+    async def aside(self, function: Callable, *arguments):
+        """What a function returns that is no generation: a score, an embedding. They take turns in their own thread.
+
+        Raises:
+          ApiError: too many wait (429).
+        """
+        if self.beside >= self.most:
+            raise ApiError(429, f"{self.beside} requests of this kind wait already; try again in a moment",
+                           code="queue_full")
+        self.beside += 1
+        try:
+            return await self._loop.run_in_executor(self._beside, function, *arguments)
+        finally:
+            self.beside -= 1
 
     def admit(self, count: int) -> None:
         """Refuses so many requests where there is no room for them to wait."""

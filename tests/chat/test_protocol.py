@@ -6,7 +6,7 @@ import re
 import pytest
 from scripted import CONTEXT, SPECIAL, TOKENIZER, VOCAB, write_run
 
-from jaxgpt.chat import openapi, protocol
+from jaxgpt.chat import openapi, protocol, schema
 from jaxgpt.chat.answers import Answer
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.chat.metrics import Metrics
@@ -62,6 +62,14 @@ def test_wrong_requests_are_told_what_is_wrong(models, path, body, status, param
         read(path, body, models)
     error = caught.value
     assert (error.status, error.param) == (status, param) and said in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("deep", ["[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900])
+def test_what_is_deep_is_refused_as_well(models, deep):
+    for body in ('{"model": %s}', '{"model": "base", "messages": [%s]}', '{"model": "base", "messages": %s}', "%s"):
+        with pytest.raises(ApiError) as caught:
+            protocol.read_chat(schema.read_json((body % deep).encode()), models)
+        assert caught.value.status == 400
 
 
 def test_defaults_and_forms(models):
@@ -152,3 +160,20 @@ def test_the_page_fetches_nothing_and_runs_only_its_own_script():
     text, policy = page()
     assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//|@import|url\(| style=|innerHTML|insertAdjacentHTML", text)
     assert policy.count("'sha256-") == 2 and "default-src 'none'" in policy and "unsafe" not in policy
+
+
+def test_a_hugging_face_folder_is_one_model(tmp_path):
+    from scripted import CONFIG, TABLES, params_of
+
+    from jaxgpt.model import hf
+    from jaxgpt.tokenizer import hf as hf_tokenizer
+    folder = tmp_path / "little-llama"
+    folder.mkdir()
+    hf.write_params(params_of(TABLES["base"]), CONFIG, folder, family="llama",
+                    tokens={"bos_token_id": TOKENIZER.bos, "eos_token_id": TOKENIZER.end})
+    hf_tokenizer.write(TOKENIZER, folder)
+    models = Models(folder)
+    model = models.find("little-llama")
+    assert (models.default, model.config.context) == ("little-llama", CONTEXT)
+    assert model.tokenizer.encode("ab") == [97, 98]
+    assert model.loaded.params["embed"].shape == (VOCAB, VOCAB) and model.loaded is model.loaded

@@ -180,7 +180,7 @@ def test_wrong_requests_are_told_what_is_wrong(web, path, body, status, param, s
 
 
 @pytest.mark.parametrize("content,kind,status,said", [
-    (b"{", "application/json", 400, "not JSON"), (b"[1]", "application/json", 400, "[1] is not an object"),
+    (b"{", "application/json", 400, "not JSON"), (b"[1]", "application/json", 400, "a list is not an object"),
     (b"[" * 100_000, "application/json", 400, "nested too deeply"), (b"\xff", "application/json", 400, "not JSON"),
     (b'{"model": NaN}', "application/json", 400, "NaN is no number"), (b"{}", "text/plain", 415, "application/json"),
     (b"x" * (5 << 20), "application/json", 413, "larger than")])
