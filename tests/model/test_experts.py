@@ -219,7 +219,7 @@ def test_training_on_balance_balances(params, batch):
     skewed = mlp["router"]["weight"].at[:, :, :2].add(0.2)
     params = {**params, "embed": params["embed"] + 1.0,
               "layers": {**params["layers"], "mlp": {**mlp, "router": {"weight": skewed}}}}
-    optimizer = optax.adam(0.03)
+    optimizer = optax.adam(0.003)
 
     @jax.jit
     def step(params, state):
@@ -228,10 +228,10 @@ def test_training_on_balance_balances(params, batch):
         return optax.apply_updates(params, updates), state, value
 
     state, values = optimizer.init(params), []
-    for _ in range(20):
+    for _ in range(40):
         params, state, value = step(params, state)
         values.append(float(value))
-    assert values[0] > 3 and values[-1] < 2.2  # 4 is all at one pair, 2 = k is even
+    assert values[0] > 3.5 and np.mean(values[-5:]) < 2.25  # 4 is all at one pair, 2 = k is even
 
 
 def test_muon_takes_the_matrix_of_each_expert():
