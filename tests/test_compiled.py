@@ -52,6 +52,17 @@ def test_no_parameter_tree_is_gathered_whole(tmp_path, kind):
     assert max(sizes) < transformer.count_params(MODEL) / 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [None, 1.25], ids=["dropless", "capacity"])
+def test_experts_stay_where_they_are(tmp_path, factor):
+    """The largest gather is one matrix of a device's own experts, split over fsdp; with a capacity of 10 places tokens
+    travel all to all: there and back, again for the backward pass, and their gradients."""
+    config = dataclasses.replace(MODEL, experts=8, mlp_width=256, activation="swiglu", capacity_factor=factor)
+    text = program(tmp_path, config=config, data=1, fsdp=2, expert=4)[1].compile().as_text()
+    assert max(gathered(text)) == 8 // 4 * 64 * 256
+    assert len(re.findall(r"= \(f32\[[\d,]*,10,64\].* all-to-all\(", text)) == (0 if factor is None else 6)
+
+
 def dots(text: str) -> list[tuple[str, str, str]]:
     """(left, right, result) types of each product of a lowered program, as "8x32xbf16"."""
     return re.findall(r"stablehlo\.dot_general.*: \(tensor<(\S+)>, tensor<(\S+)>\) -> tensor<(\S+)>", text)

@@ -39,7 +39,7 @@ def route(logits: jax.Array, k: int, *, normalize: bool = True) -> tuple[jax.Arr
     >>> experts.tolist(), [round(float(w), 3) for w in weights]
     ([1, 2], [0.625, 0.375])
     """
-    weights, chosen = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), k)
+    weights, chosen = _top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), k)
     return (weights / jnp.sum(weights, axis=-1, keepdims=True) if normalize else weights), chosen
 
 
@@ -59,7 +59,7 @@ def balance_loss(logits: jax.Array, k: int, mask: jax.Array) -> jax.Array:
     """
     check({"... E": {"logits": logits}})
     probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    _, chosen = jax.lax.top_k(probabilities, k)
+    _, chosen = _top_k(probabilities, k)
     tokens = tuple(range(logits.ndim - 1))
     share = jnp.sum(jax.nn.one_hot(chosen, logits.shape[-1]) * mask[..., None, None], axis=(*tokens, logits.ndim - 1))
     mean = jnp.sum(probabilities * mask[..., None], axis=tokens)
@@ -102,7 +102,7 @@ def dropped_share(logits: jax.Array, k: int, mask: jax.Array, *, places_each: in
       mask: [B, T], 1 where a token counts.
       places_each: C.
     """
-    _, chosen = jax.lax.top_k(logits, k)
+    _, chosen = _top_k(logits, k)
     place = jax.vmap(lambda row: places(row.reshape(-1), logits.shape[-1]).reshape(row.shape))(chosen)
     return jnp.sum((place >= places_each) * mask[..., None]) / (k * jnp.maximum(jnp.sum(mask), 1.0))
 
@@ -174,6 +174,12 @@ def ragged_experts(x: jax.Array, weights: jax.Array, chosen: jax.Array, matrices
     return jnp.sum(weights[..., None] * y.reshape(n, k, -1), axis=1).astype(x.dtype)
 
 
+def _top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Of [B, T, E], by each device of its own tokens: left to itself, the compiler would gather those of all."""
+    top = functools.partial(jax.lax.top_k, k=k)
+    return on_shards(top, ("batch", "seq", None))(x) if x.ndim == 3 else top(x)
+
+
 def _sorted(chosen: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(order that sorts choices by expert, earlier ones first; where each then stands; how many each expert has)."""
     order = jnp.argsort(chosen, stable=True)
@@ -213,11 +219,11 @@ def capacity_bound(x: jax.Array, weights: jax.Array, chosen: jax.Array, matrices
         copies = jnp.broadcast_to(x[:, None], (T, k, D)).reshape(T * k, D)
         return jnp.zeros((E * C, D), x.dtype).at[where].set(copies, mode="drop", unique_indices=True)
 
-    at_experts = jax.vmap(scatter)(x, where).reshape(B, E, C, D).swapaxes(0, 1)
-    at_experts = shard(at_experts, "expert", "batch", None, None)
+    at_experts = shard(jax.vmap(scatter)(x, where).reshape(B, E, C, D), "batch", None, None, None)
+    at_experts = shard(at_experts.swapaxes(0, 1), "expert", "batch", None, None)
     each = lambda name, y: jnp.einsum("EBCX,EXY->EBCY", y, matrices[name])  # noqa: E731
     h = activate(activation, each("up", at_experts), each("gate", at_experts) if "gate" in matrices else None)
     y = shard(each("down", shard(h, "expert", "batch", None, "mlp")), "expert", "batch", None, None)
-    y = shard(y.swapaxes(0, 1).reshape(B, E * C, D), "batch", None, None)
+    y = shard(y.swapaxes(0, 1), "batch", None, None, None).reshape(B, E * C, D)
     y = jax.vmap(lambda y, where: y.at[where].get(mode="fill", fill_value=0, unique_indices=True))(y, where)
     return jnp.sum(weights[..., None] * y.reshape(B, T, k, D), axis=2).astype(x.dtype)

@@ -42,8 +42,8 @@ def room(config: Config, over: int) -> float:
 
 
 def exchanges(config: Config, size: float, over: int, again: bool) -> Iterator[tuple[str, float, int, str]]:
-    """(kind, bytes, times, what) of a layer's exchanges over the axis of experts: there and back, twice; there once more
-    where the products there are computed again.
+    """(kind, bytes, times, what) of a layer's exchanges over the axis of experts: there and back, twice; and once more
+    where the products there are computed again, but for sums, which nobody needs twice.
 
     Args:
       config: the model.
@@ -55,4 +55,4 @@ def exchanges(config: Config, size: float, over: int, again: bool) -> Iterator[t
         yield "all-gather", size * over, 2 + again, "tokens to experts"
         yield "reduce-scatter", size * over, 2, "what experts give back"
     else:
-        yield "all-to-all", size * copies(config), 4 + again, "tokens to experts and back"
+        yield "all-to-all", size * copies(config), 4 + 2 * again, "tokens to experts and back"

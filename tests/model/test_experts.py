@@ -118,13 +118,13 @@ def test_places_go_in_order_and_the_rest_passes_by(parts):
     assert float(experts.dropped_share(logits, 1, jnp.array([[1., 1, 1, 1, 0, 0]]), places_each=2)) == pytest.approx(1 / 4)
 
 
-MESHES = [("fsdp_tensor", {"expert": 2, "fsdp": 2, "tensor": 2}), ("fsdp_tensor", {"expert": 4, "tensor": 2}),
-          ("fsdp_tensor_sequence", {"expert": 2, "sequence": 2, "fsdp": 2}), ("fsdp", {"fsdp": 8})]
+MESHES = [("fsdp_tensor", {"expert": 2, "fsdp": 2, "tensor": 2}, None), ("fsdp_tensor", {"expert": 4, "tensor": 2}, 0.75),
+          ("fsdp_tensor_sequence", {"expert": 2, "sequence": 2, "fsdp": 2}, None),
+          ("fsdp_tensor_sequence", {"expert": 2, "sequence": 2, "fsdp": 2}, 0.75), ("fsdp", {"fsdp": 8}, None)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factor", [None, 0.75], ids=["dropless", "capacity"])
-@pytest.mark.parametrize("rules, layout", MESHES, ids=["e2f2t2", "e4t2", "e2s2f2", "f8"])
+@pytest.mark.parametrize("rules, layout, factor", MESHES, ids=["e2f2t2", "e4t2-capacity", "e2s2f2", "e2s2f2-capacity", "f8"])
 def test_sharded_is_single(params, batch, rules, layout, factor):
     """The same loss, share dropped and gradients on one device and on eight, however experts and tokens are split."""
     config = dataclasses.replace(CONFIG, capacity_factor=factor)
@@ -216,9 +216,10 @@ def test_padding_does_not_count(params, batch):
 def test_training_on_balance_balances(params, batch):
     """A router that sends all to one pair of experts, under the balance loss alone."""
     mlp = params["layers"]["mlp"]
-    skewed = mlp["router"]["weight"].at[:, :, 2:].multiply(0.02)
-    params = {**params, "layers": {**params["layers"], "mlp": {**mlp, "router": {"weight": skewed}}}}
-    optimizer = optax.adam(0.03)
+    skewed = mlp["router"]["weight"].at[:, :, :2].add(0.2)
+    params = {**params, "embed": params["embed"] + 1.0,
+              "layers": {**params["layers"], "mlp": {**mlp, "router": {"weight": skewed}}}}
+    optimizer = optax.adam(0.003)
 
     @jax.jit
     def step(params, state):
@@ -227,10 +228,10 @@ def test_training_on_balance_balances(params, batch):
         return optax.apply_updates(params, updates), state, value
 
     state, values = optimizer.init(params), []
-    for _ in range(20):
+    for _ in range(40):
         params, state, value = step(params, state)
         values.append(float(value))
-    assert values[0] > 2.1 and values[-1] < 0.4 * (values[0] - 2) + 2  # 2 = k is even
+    assert values[0] > 3.5 and np.mean(values[-5:]) < 2.25  # 4 is all at one pair, 2 = k is even
 
 
 def test_muon_takes_the_matrix_of_each_expert():
