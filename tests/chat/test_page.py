@@ -58,9 +58,8 @@ def test_a_chat_streams_and_the_stage_can_be_switched(page):
     choose(page, "base")
     page.evaluate("document.getElementById('chat-max').value = 240")
     page.evaluate("""() => { window.lengths = []; new MutationObserver(() => {
-        const last = [...document.querySelectorAll('.turn.assistant')].at(-1);
-        if (last) window.lengths.push(last.textContent.length); }).observe(document.getElementById('log'),
-        {childList: true, subtree: true}); }""")
+        if (turns.at(-1).role === 'assistant') window.lengths.push(textOf(turns.at(-1)).length);
+        }).observe(document.getElementById('log'), {childList: true, subtree: true}); }""")
     page.fill("#message", "and you?")
     page.keyboard.press("Enter")
     page.wait_for_selector("#retry:visible")
