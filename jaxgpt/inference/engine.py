@@ -17,6 +17,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -219,7 +220,7 @@ class Engine:
         for sample in masked:
             self._mask(sample)
         steps = 1 if masked else self.chunk
-        rows = _bucket(max(sample.slot for sample in drawing) + 1, most=self.slots)
+        rows = self._row_bucket(max(sample.slot for sample in drawing) + 1)
         span = self._span(max(len(sample.sequence) for sample in drawing) + steps)
         self._rows, drawn, counts = self._run["decode"](self._params, self._rows, np.int32(steps), rows=rows, span=span,
                                                         alternatives=self._alternatives())
@@ -302,6 +303,10 @@ class Engine:
         """None of the rows may want any, which saves a sort of the vocabulary."""
         return self.alternatives if any(sample and sample.request.alternatives for sample in self._samples) else 0
 
+    def _row_bucket(self, count: int) -> int:
+        """1, 4, 16, ... rows, or all of them: a program is compiled for each."""
+        return min(4 ** math.ceil(math.log(count, 4) - 1e-9), self.slots)
+
     def _span(self, positions: int) -> int:
         return _bucket(positions, least=128, most=self.context)
 
@@ -336,7 +341,7 @@ class Engine:
                             self._params, self._rows, 0, np.zeros(size, np.int32), np.int32(0), np.int32(1), np.bool_(False),
                             span=span, alternatives=kind)
                         compiled += 1
-                for rows in {_bucket(2 ** power, most=self.slots) for power in range(self.slots.bit_length() + 1)}:
+                for rows in {self._row_bucket(count) for count in range(1, self.slots + 1)}:
                     self._rows, *_ = self._run["decode"](self._params, self._rows, np.int32(0), rows=rows, span=span,
                                                          alternatives=kind)
                     compiled += 1

@@ -1,0 +1,163 @@
+"""The engine beside transformers' `generate`, and many requests at once beside one after another.
+
+  pip install torch==2.13.0 transformers
+  python tests/benchmarks/engine.py
+  python tests/benchmarks/engine.py --size 8b                       # an accelerator: share of memory bandwidth, throughput
+
+GPT-2 124M with random weights on both sides, float32, greedy, no token ends a completion. Batch 1 and 8 are paired with
+`generate` in turns; the time of a call that draws one token is taken off. The mixed requests have prompts of 8 to 120
+tokens and completions of 16 to 128; "one after another" is the same engine with one slot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+
+import numpy as np
+from decode_step import Transformers, prompts_of, shape
+from side_by_side import Worker, header, in_turns, parser, probe, ratio, serve, table, version
+
+MIXED = 64
+
+
+class Ours:
+    """jaxgpt.inference.engine.Engine, one for each number of slots."""
+
+    def __init__(self, job: dict):
+        import jax
+        from jaxgpt.core.memory import keep_freed_memory
+        from jaxgpt.model import presets, transformer
+        keep_freed_memory()
+        self.config = dataclasses.replace(presets.gpt2("124M"), dtype=job["dtype"], **shape(job["smoke"]))
+        self.params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), self.config)
+        self.engines = {}
+
+    def engine(self, slots: int, chunk: int):
+        from jaxgpt.inference.engine import Engine
+        if (slots, chunk) not in self.engines:
+            self.engines.clear()  # one at a time, for memory
+            self.engines[slots, chunk] = Engine(self.params, self.config, slots=slots, chunk=chunk, context=256)
+        return self.engines[slots, chunk]
+
+    def draw(self, batch: int, prompt: int, tokens: int) -> int:
+        from jaxgpt.inference.request import Request, Sampling
+        rows = prompts_of(batch, prompt).tolist()
+        requests = [Request(tuple(row), tokens, Sampling(temperature=0)) for row in rows]
+        engine = self.engine(batch, 64)
+        engine._left = [[] for _ in rows]  # nothing of the round before is to be copied
+        return min(len(outputs[0].tokens) for outputs in engine.run(requests))
+
+    def mixed(self, slots: int, count: int) -> int:
+        from jaxgpt.inference.request import Request, Sampling
+        rng = np.random.default_rng(1)
+        requests = [Request(tuple(rng.integers(0, self.config.vocab_size, rng.integers(8, 120)).tolist()),
+                            int(rng.integers(16, 128)), Sampling(temperature=0)) for _ in range(count)]
+        engine = self.engine(slots, 16)
+        engine._left = [[] for _ in range(slots)]
+        return sum(len(outputs[0].tokens) for outputs in engine.run(requests))
+
+
+def beside_transformers(given, job) -> list[list]:
+    workers = [Worker("jaxgpt", __file__, json.dumps({**job, "ours": True}))]
+    if version("torch") and version("transformers") and not given.smoke:
+        workers.append(Worker("transformers", __file__, json.dumps({**job, "ours": False})))
+    rows = []
+    for batch in given.batch:
+        for worker in workers:
+            for count in (1, given.tokens):  # compiles
+                if worker("draw", batch, given.prompt, count)["value"] != count:
+                    raise SystemExit(f"{worker.name}: drew another number of tokens than asked for")
+        whole = in_turns(workers, given.rounds, "draw", batch, given.prompt, given.tokens)
+        start = in_turns(workers, given.rounds, "draw", batch, given.prompt, 1)
+        seconds = {name: [(w - statistics.median(start[name])) / (given.tokens - 1) for w in whole[name]] for name in whole}
+        for name, values in seconds.items():
+            median = statistics.median(values)
+            rows.append([f"batch {batch}", name, f"{median * 1e3:.1f}", f"{batch / median:,.0f}",
+                         f"{1 / ratio(seconds['jaxgpt'], values):.2f}"])
+    for worker in workers:
+        worker.close()
+    return rows
+
+
+def continuous(given, job) -> list[list]:
+    worker, rows, base = Worker("jaxgpt", __file__, json.dumps({**job, "ours": True})), [], None
+    for slots in given.slots:
+        count = min(given.requests, 8) if slots == 1 else given.requests  # one by one takes as long for each
+        worker("mixed", slots, count)  # compiles
+        found = worker("mixed", slots, count)
+        rate = found["value"] / found["seconds"]
+        base = base or rate
+        rows.append([f"{slots} slots", count, f"{rate:,.0f}", f"{rate / base:.2f}"])
+    worker.close()
+    return rows
+
+
+# --- an accelerator --------------------------------------------------------------------------------------------------
+
+def on_accelerator(given) -> None:
+    """Llama 3.1 8B's shape in bfloat16 with random weights: tokens a second against what reading the weights allows."""
+    import jax
+    import jax.numpy as jnp
+    from jaxgpt.inference.engine import Engine
+    from jaxgpt.inference.request import Request, Sampling
+    from jaxgpt.model import presets, transformer
+    config = dataclasses.replace(presets.llama3_1("8B"), dtype="bfloat16")
+    if given.smoke:
+        config = dataclasses.replace(config, layers=2, width=64, heads=4, kv_heads=2, head_dim=None, mlp_width=128, vocab_size=256)
+    shapes = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
+    fill = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, jnp.bfloat16), static_argnums=1)
+    params = jax.tree.map(lambda leaf: fill(jax.random.key(leaf.size), leaf.shape), shapes)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params)) - config.vocab_size * config.width  # but one row of these
+    rows = []
+    for batch in given.batch:
+        engine = Engine(params, config, slots=batch, chunk=64, context=512, alternatives=0)
+        requests = [Request(tuple(row), 129, Sampling(temperature=0))
+                    for row in np.random.default_rng(0).integers(0, config.vocab_size, (batch, 64)).tolist()]
+        engine.run(requests)  # compiles
+        for request in requests:
+            engine.submit(request)
+        while engine.waiting:  # all prompts are read then
+            engine.step()
+        drawn, began = engine.tokens_drawn, time.perf_counter()
+        while not engine.idle:
+            engine.step()
+        rate = (engine.tokens_drawn - drawn) / (time.perf_counter() - began)
+        rows.append([batch, f"{rate:,.0f}", f"{rate / batch * size * 2 / 1e12:.2f} TB/s"])
+        print(rows[-1], flush=True)
+    print("\n" + table(["batch", "tokens/s", "weights read a second"], rows))
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--size", choices=("124m", "8b"), default="124m")
+    arguments.add_argument("--batch", type=int, nargs="*")
+    arguments.add_argument("--slots", type=int, nargs="*", default=[1, 16])
+    arguments.add_argument("--requests", type=int, default=MIXED)
+    arguments.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    arguments.add_argument("--tokens", type=int, default=64, help="tokens to draw, at least 2")
+    arguments.add_argument("--rounds", type=int, default=5)
+    given = arguments.parse_args()
+    given.batch = given.batch or ([1, 8] if given.size == "124m" else [1, 2, 4, 8, 16, 32, 64, 128, 256])
+    if given.smoke:
+        given.batch, given.prompt, given.tokens, given.rounds, given.slots, given.requests = [1, 2], 4, 4, 2, [1, 2], 4
+    peer = version("torch") and version("transformers") and not given.smoke
+    print(header("engine", probe()[1], *(("torch", "transformers") if peer else ())), flush=True)
+    if given.size == "8b":
+        return on_accelerator(given)
+    job = {"dtype": "float32", "smoke": given.smoke}
+    print(f"\nprompts of {given.prompt}, {given.tokens} tokens drawn, {given.rounds} rounds\n")
+    print(table(["", "", "median ms a step", "tokens/s", "ours / this, tokens/s"], beside_transformers(given, job)), flush=True)
+    print("\nmixed requests\n")
+    print(table(["", "requests", "tokens/s", "of one after another"], continuous(given, job)))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        job = json.loads(sys.argv[2])
+        serve(Ours if job["ours"] else Transformers, job)
+    else:
+        main()
