@@ -17,7 +17,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train_step", "decode_step", "loader", "tokenizer", "collectives", "curation",
+@pytest.mark.parametrize("script", ["train_step", "decode_step", "loader", "tokenizer", "collectives", "curation", "engine",
                                     "import_memory"])
 def test_a_benchmark_runs_and_prints_its_table(script):
     done = run(f"{script}.py", "--smoke")
