@@ -1,1 +1,1 @@
-"""What a model may call: a calculator, a search over documents."""
+"""What a model may call: a calculator, Python in a process walled off from everything, a search over documents."""
