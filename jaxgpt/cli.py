@@ -146,6 +146,8 @@ def _add_serve(commands) -> None:
     serve.add_argument("--max-waiting", metavar="N", type=int, default=256,
                        help="answers that wait for a slot; more are refused with status 429 (default: 256)")
     serve.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="of an answer (default: 600)")
+    serve.add_argument("--tools", metavar="LIST", default="",
+                       help="run these in a chat: calculator,python,search:FOLDER (default: none)")
     serve.set_defaults(command=_serve)
 
 
@@ -260,7 +262,7 @@ def _serve(arguments) -> int:
     from jaxgpt.chat.serving import serve
     return serve(arguments.workdir, stages=arguments.stage, host=arguments.host, port=arguments.port,
                  key=arguments.api_key or os.environ.get("JAXGPT_API_KEY"), slots=arguments.slots,
-                 max_waiting=arguments.max_waiting, seconds=arguments.timeout)
+                 max_waiting=arguments.max_waiting, seconds=arguments.timeout, tools=arguments.tools)
 
 
 def _sample(arguments) -> int:

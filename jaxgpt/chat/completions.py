@@ -14,6 +14,7 @@ from jaxgpt.chat.metrics import Metrics
 from jaxgpt.chat.models import Model
 from jaxgpt.chat.protocol import Asked
 from jaxgpt.chat.worker import Worker
+from jaxgpt.inference.calls import Caller, Tool
 from jaxgpt.inference.request import Finished, Request, Sampling
 from jaxgpt.tokenizer.special import CALL
 
@@ -27,10 +28,13 @@ class Run:
       worker: that runs it.
       metrics: that count it.
       seconds: for all of it.
+      tools: {name: tool} that the server runs itself, where the client brings none.
     """
 
-    def __init__(self, asked: Asked, model: Model, worker: Worker, metrics: Metrics, seconds: float):
+    def __init__(self, asked: Asked, model: Model, worker: Worker, metrics: Metrics, seconds: float,
+                 tools: Mapping[str, Tool] = {}):
         self.asked, self.model, self.worker, self.metrics, self.seconds = asked, model, worker, metrics, seconds
+        self.tools = tools
         self.created, self.id = int(time.time()), secrets.token_hex(12)
         self.answers = [Answer(model.tokenizer, asked.sampling["stop"]) for _ in asked.prompts for _ in range(asked.n)]
 
@@ -69,6 +73,9 @@ class Run:
         watch = {}
         if asked.tools and CALL in tokenizer.special:
             watch = {"watch": (tokenizer.special[CALL],), "watcher": self._watch}
+        elif self.tools and CALL in tokenizer.special:
+            caller = Caller(tokenizer, self.tools)
+            watch = {"watch": caller.watch, "watcher": caller}
         return [Request(prompt, asked.max_tokens, Sampling(**options), n=asked.n, stop=stop,
                         stop_tokens=tuple({tokenizer.end, tokenizer.bos}), alternatives=asked.logprobs or 0, **watch)
                 for prompt in asked.prompts]

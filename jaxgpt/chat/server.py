@@ -10,7 +10,7 @@ import base64
 import contextlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from jaxgpt.chat import completions, inside, openapi, protocol, schema
 from jaxgpt.chat.errors import ApiError
@@ -19,6 +19,7 @@ from jaxgpt.chat.models import Model, Models
 from jaxgpt.chat.page import page
 from jaxgpt.chat.worker import Worker
 from jaxgpt.core.errors import UserError
+from jaxgpt.inference.calls import Tool
 
 MAX_BODY = 4 << 20  # bytes
 OPEN = ("/", "/health", "/openapi.json")  # paths that need no key
@@ -34,10 +35,12 @@ class Server:
       key: that clients must know, or None.
       seconds: that an answer may take.
       hosts: names by which the server may be called; None for any.
+      tools: {name: tool} that it runs itself in a chat, where the client brings none.
     """
 
     def __init__(self, models: Models, worker: Worker, *, slots: int, key: str | None = None, seconds: float = 600.0,
-                 hosts: frozenset[str] | None = None):
+                 hosts: frozenset[str] | None = None, tools: Mapping[str, Tool] = {}):
+        self.tools = tools
         self.models, self.worker, self.slots, self.key, self.seconds = models, worker, slots, key, seconds
         self.hosts, self.metrics = hosts, Metrics()
         self.tokenizers = inside.tokenizers(models)
@@ -59,15 +62,15 @@ class Server:
     async def chat(self, request):
         """POST /v1/chat/completions."""
         asked = protocol.read_chat(await body_of(request), self.models)
-        return await self._answer(request, asked, completions.whole_chat, completions.streamed_chat)
+        return await self._answer(request, asked, completions.whole_chat, completions.streamed_chat, self.tools)
 
     async def complete(self, request):
         """POST /v1/completions."""
         asked = protocol.read_completion(await body_of(request), self.models)
         return await self._answer(request, asked, completions.whole_completion, completions.streamed_completion)
 
-    async def _answer(self, request, asked, whole, streamed):
-        run = completions.Run(asked, self.models.find(asked.model), self.worker, self.metrics, self.seconds)
+    async def _answer(self, request, asked, whole, streamed, tools: Mapping[str, Tool] = {}):
+        run = completions.Run(asked, self.models.find(asked.model), self.worker, self.metrics, self.seconds, tools)
         self.worker.admit(len(run.answers))
         if asked.stream:
             return Streamed(completions.sse(streamed(run)), self.metrics)

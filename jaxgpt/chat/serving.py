@@ -15,12 +15,14 @@ from jaxgpt.chat.server import Server, application
 from jaxgpt.chat.worker import Worker
 from jaxgpt.core.errors import UserError
 from jaxgpt.inference.engine import Engine
+from jaxgpt.tools.choose import choose
 
 CHUNK = 8  # tokens that an engine draws between two looks at who came and who left
 
 
 def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "127.0.0.1", port: int = 8000,
-          key: str | None = None, slots: int = 8, max_waiting: int = 256, seconds: float = 600.0) -> int:
+          key: str | None = None, slots: int = 8, max_waiting: int = 256, seconds: float = 600.0,
+          tools: str = "") -> int:
     """Serves until SIGTERM or Ctrl-C, then lets what is under way come to its end.
 
     Args:
@@ -31,6 +33,7 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
       slots: of each engine.
       max_waiting: answers that may wait for a slot; beyond it requests are refused.
       seconds: that an answer may take.
+      tools: that the server runs itself in a chat, such as "calculator,python,search:FOLDER".
 
     Returns:
       The exit status: 0 after SIGTERM, 130 after Ctrl-C.
@@ -45,7 +48,8 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
     _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20),
            timeout=(seconds, 1, 86400))
     worker = Worker(functools.partial(_engine, slots=slots), most=slots + max_waiting)
-    server = Server(Models(folder, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host))
+    server = Server(Models(folder, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host),
+                    tools=choose(tools))
     listening = _listen(host, port)
     where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     ended: list[int] = []

@@ -32,6 +32,7 @@ def call(name, *arguments):
 
 
 def mount(source, target, kind, flags, options=None):
+    """mount(2)."""
     call("mount", *(None if text is None else text.encode() for text in (source, target, kind)),
          ctypes.c_ulong(flags), None if options is None else options.encode())
 

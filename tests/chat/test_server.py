@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from scripted import ALPHABET, LIKELY, TOKENIZER, VOCAB, Server
+from scripted import ALPHABET, LIKELY, TOKENIZER, VOCAB, Server, write_run
 
 httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
@@ -126,6 +126,18 @@ def test_tools_are_called_and_answered(client):
     call, = (one for event in events for one in event.choices[0].delta.tool_calls or ())
     assert call.function.name == "multiply" and json.loads(call.function.arguments) == {"expression": "7*8"}
     assert events[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_tools_of_the_server_are_run_in_the_answer(tmp_path):
+    server = Server(write_run(tmp_path), "--tools", "calculator", "--stage", "practice")
+    try:
+        client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120)
+        found = client.chat.completions.create(model="practice", messages=HELLO, temperature=0).choices[0]
+        assert found.message.content == "OK" and found.finish_reason == "stop"
+        (use,) = found.message.tool_uses
+        assert "7*8" in json.dumps(use) and "56" in json.dumps(use)
+    finally:
+        server.stop()
 
 
 def test_embeddings_have_length_one(client):
