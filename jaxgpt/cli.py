@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import shlex
@@ -81,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", metavar="TEXT", help="a system message to start with")
     chat.add_argument("--prompt", metavar="TEXT", help="answer this one message and leave")
     _sampling_arguments(chat, temperature=0.0, tokens=200)
+    chat.add_argument("--tools", metavar="LIST", default="",
+                      help="what the model may call: calculator,python,search:FOLDER (default: nothing)")
     chat.set_defaults(command=_chat)
 
     _add_serve(commands)
@@ -252,9 +255,13 @@ def _plan(arguments) -> int:
 def _chat(arguments) -> int:
     _prepare_jax()
     from jaxgpt.chat import terminal
-    from jaxgpt.inference.load import load
-    loaded = load(Path(arguments.workdir), arguments.stage)
-    return terminal.chat(loaded, system=arguments.system, prompt=arguments.prompt, **_sampling(arguments))
+    from jaxgpt.inference.load import load, stages
+    from jaxgpt.tools.choose import choose
+    workdir, tools = Path(arguments.workdir), choose(arguments.tools)
+    loaded = load(workdir, arguments.stage)
+    others = {name: functools.partial(load, workdir, name) for name in stages(workdir)}
+    return terminal.chat(loaded, system=arguments.system, prompt=arguments.prompt, tools=tools, stages=others,
+                         **_sampling(arguments))
 
 
 def _serve(arguments) -> int:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import itertools
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TextIO
 
 import jax
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import write_text
+from jaxgpt.inference.calls import Caller, Tool
 from jaxgpt.inference.generate import generate, sampling_options, stream
 from jaxgpt.inference.load import Loaded
-from jaxgpt.tokenizer.conversation import Message, render_prompt
+from jaxgpt.tokenizer.conversation import ROLES, Message, parse, render_prompt
+from jaxgpt.tokenizer.special import CALL, RESULT
 from jaxgpt.tokenizer.template import render_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
@@ -24,6 +28,7 @@ HELP = """\
 /system TEXT  sets the system message (without TEXT: removes it) and starts over
 /reset        starts over; the system message stays
 /retry        another answer to your last message
+/stage NAME   talks with another stage's model, starting over (without NAME: lists them)
 /save FILE    writes the conversation as text
 /help         this list
 /quit         leaves; so does Ctrl-D. Ctrl-C stops an answer."""
@@ -36,12 +41,19 @@ class Conversation:
       loaded: the model.
       system: a system message, or None.
       seed: answer number n draws from fold_in(key(seed), n).
+      tools: {name: tool} that the model may call.
       max_new_tokens, **options: of `generate.stream`.
+
+    Raises:
+      UserError: an option is impossible, or the model knows no calls.
     """
 
     def __init__(self, loaded: Loaded, *, system: str | None = None, seed: int = 0, max_new_tokens: int = 200,
-                 **options):
+                 tools: Mapping[str, Tool] | None = None, **options):
         sampling_options(max_new_tokens, **options)  # refuses what is impossible now, not at the first answer
+        if tools and CALL not in loaded.tokenizer.special:
+            raise UserError(f"tools: {loaded.stage} is a model whose tokenizer has no {CALL}, so it cannot call any")
+        self.caller = Caller(loaded.tokenizer, tools) if tools else None
         self.loaded, self.options, self.max_new_tokens = loaded, options, max_new_tokens
         self.rng, self.answers = jax.random.key(seed), 0
         self.messages: list[Message] = []
@@ -79,24 +91,38 @@ class Conversation:
         return dropped
 
     def answer(self) -> Iterator[str]:
-        """Yields the answer to the last message, piece by piece, and then adds it to the messages.
+        """Yields the answer to the last message, piece by piece, and then adds it to the messages. Calls and results
+        stand in brackets: [17*3 → 51].
 
         What had come is kept when the caller stops early (an interrupt, or no further iteration).
         """
-        tokenizer, pieces = self.loaded.tokenizer, []
-        tokens = stream(self.loaded.params, self.loaded.config, self._prompt(), rng=self.rng, request=self.answers,
-                        max_new_tokens=self.max_new_tokens, stop=(tokenizer.end,), **self.options)
+        tokenizer, tokens = self.loaded.tokenizer, []
+        drawn = self._tokens(request=self.answers)
         self.answers += 1
         try:
-            for piece in text_pieces(tokenizer, tokens):
-                pieces.append(piece)
-                yield piece
+            yield from text_pieces(tokenizer, (tokens.append(token) or token for token in drawn), calls=bool(self.caller))
         finally:
-            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            content = content_of(tokenizer, tokens) if self.caller else "".join(text_pieces(tokenizer, tokens))
+            self.messages.append({"role": "assistant", "content": content})
+
+    def _tokens(self, request: int) -> Iterator[int]:
+        """The tokens of an answer, those that calls put in included."""
+        loaded, completion, prompt = self.loaded, [], self._prompt()
+        stop = (loaded.tokenizer.end, *(self.caller.watch if self.caller else ()))
+        while (left := min(self.max_new_tokens, loaded.config.context - len(prompt)) - len(completion)) > 0:
+            for token in stream(loaded.params, loaded.config, [*prompt, *completion], rng=self.rng, request=request,
+                                max_new_tokens=left, stop=stop, **self.options):
+                completion.append(token)
+                yield token
+            if not self.caller or completion[-1] not in self.caller.watch:
+                return
+            put_in = self.caller(completion)
+            completion += put_in
+            yield from put_in
 
     def transcript(self) -> str:
         """The conversation as text, a paragraph a message."""
-        return "\n".join(f"{message['role']}: {message['content']}\n" for message in self.messages)
+        return "\n".join(f"{message['role']}: {_plain(message['content'])}\n" for message in self.messages)
 
     def _prompt(self) -> list[int]:
         loaded = self.loaded
@@ -105,23 +131,44 @@ class Conversation:
         return render_prompt(loaded.tokenizer, self.messages)
 
 
-def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int], *, calls: bool = False) -> Iterator[str]:
     """The text of tokens as they come, in whole characters: one whose bytes are spread over tokens waits for its last.
 
-    Special tokens give no text; bytes that no character can begin or end with become U+FFFD.
+    Special tokens give no text; with `calls`, a call and its result stand in brackets. Bytes that no character can begin
+    or end with become U+FFFD.
     """
-    special = set(tokenizer.special.values())
+    special = {token: name for name, token in tokenizer.special.items()}
+    marks = {} if not calls else {CALL: itertools.cycle(("[", " → ")), RESULT: itertools.cycle(("", "] "))}
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
-        piece = "" if token in special else decoder.decode(tokenizer.decode_bytes([token]))
+        if token in special:
+            piece = next(marks[special[token]]) if special[token] in marks else ""
+        else:
+            piece = decoder.decode(tokenizer.decode_bytes([token]))
         if piece:
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest
 
 
+def content_of(tokenizer: Tokenizer, tokens: list[int]) -> str | list[dict]:
+    """An answer as a message has it: its text, or the parts of one with calls; of a call cut short, its text."""
+    try:
+        answer = [tokenizer.bos, tokenizer.special[ROLES["user"]], tokenizer.end, tokenizer.special[ROLES["assistant"]]]
+        rest = tokens[:-1] if tokens[-1:] == [tokenizer.end] else tokens
+        return parse(tokenizer, [*answer, *rest, tokenizer.end])[-1]["content"]
+    except (KeyError, ValueError):
+        return "".join(text_pieces(tokenizer, tokens, calls=True))
+
+
+def _plain(content: str | list[dict]) -> str:
+    shown = {"text": "{}", "call": "[{} → ", "result": "{}] "}
+    return content if isinstance(content, str) else "".join(shown[part["type"]].format(part["text"]) for part in content)
+
+
 def chat(loaded: Loaded, *, system: str | None = None, prompt: str | None = None, temperature: float = 0.0,
          top_k: int | None = None, top_p: float | None = None, max_new_tokens: int = 200, seed: int = 0,
+         tools: Mapping[str, Tool] | None = None, stages: Mapping[str, Callable[[], Loaded]] | None = None,
          input: TextIO | None = None, output: TextIO | None = None) -> int:
     """Talks with a person until they leave; with `prompt`, answers that one message.
 
@@ -131,6 +178,8 @@ def chat(loaded: Loaded, *, system: str | None = None, prompt: str | None = None
       prompt: the one message to answer.
       temperature, top_k, top_p, max_new_tokens: of `generate.stream`.
       seed: of the answers.
+      tools: {name: tool} that the model may call.
+      stages: {name: what loads the model of that stage}, for /stage.
       input, output: streams of text; the terminal where None.
 
     Returns:
@@ -140,8 +189,8 @@ def chat(loaded: Loaded, *, system: str | None = None, prompt: str | None = None
       UserError: an option is impossible, or `prompt` does not fit the context.
     """
     output = output or sys.stdout
-    conversation = Conversation(loaded, system=system, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p,
-                                max_new_tokens=max_new_tokens)
+    options = dict(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens, tools=tools)
+    conversation = Conversation(loaded, system=system, **options)
     if prompt is not None:
         _say(conversation, prompt, output)
         return 0
@@ -151,7 +200,10 @@ def chat(loaded: Loaded, *, system: str | None = None, prompt: str | None = None
             line = _read(input, output)
             if line == "/quit":
                 return 0
-            _respond(conversation, line, output)
+            if line.split(" ")[0] == "/stage":
+                conversation = _other_stage(conversation, line, stages or {}, options, output)
+            else:
+                _respond(conversation, line, output)
         except KeyboardInterrupt:
             _print(output, "\n(Ctrl-D or /quit leaves)\n")
         except EOFError:
@@ -226,6 +278,19 @@ def _respond(conversation: Conversation, line: str, output: TextIO) -> None:
         raise UserError(f"there is no command {command}; /help lists those there are")
 
 
+def _other_stage(conversation: Conversation, line: str, stages: Mapping[str, Callable[[], Loaded]], options: dict,
+                 output: TextIO) -> Conversation:
+    """A new conversation with the model of another stage, under the same system message."""
+    name = line.partition(" ")[2].strip()
+    if name not in stages:
+        here = conversation.loaded.stage
+        listed = ", ".join(f"{stage} (this one)" if stage == here else stage for stage in stages) or f"{here} alone"
+        raise UserError(f"{f'there is no stage {name}; ' if name else ''}stages: {listed}")
+    conversation = Conversation(stages[name](), system=conversation.system, **options)
+    _print(output, f"({name}; started over)\n")
+    return conversation
+
+
 def _say(conversation: Conversation, text: str, output: TextIO) -> None:
     if not text.strip():
         raise UserError("the message is empty")
@@ -248,7 +313,7 @@ def _answer(conversation: Conversation, messages: list[Message], output: TextIO)
                            "messages are forgotten)\n")
         with _interrupts() as interrupted, contextlib.closing(conversation.answer()) as pieces:
             for piece in pieces:
-                _print(output, piece)
+                _print(output, harmless(piece))
                 if interrupted.is_set():
                     _print(output, " (stopped)")
                     break
@@ -292,6 +357,16 @@ def _read(source: TextIO | None, output: TextIO) -> str:
     if not line:
         raise EOFError
     return line.strip()
+
+
+def harmless(text: str) -> str:
+    """Text of a model or a tool as a terminal may show it: codes that would move its cursor or change its colours are
+    spelt out.
+
+    >>> harmless("a\\x1b[2Jb\\n")
+    'a\\\\x1b[2Jb\\n'
+    """
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print(output: TextIO, text: str) -> None:

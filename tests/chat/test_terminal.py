@@ -1,6 +1,7 @@
 """The chat: through real streams, and through a real terminal with Ctrl-C and Ctrl-D."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import pty
@@ -20,6 +21,7 @@ from jaxgpt.model import transformer
 from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer.conversation import render_prompt
 from jaxgpt.tokenizer.tokenizer import Tokenizer
+from jaxgpt.tools.calculator import calculate
 
 CONTEXT = 64
 
@@ -68,8 +70,8 @@ def test_answers_are_streamed_from_the_rendered_history(loaded):
     shown = talk(loaded, "hello", "again")
     conversation = answers_to(loaded, "hello", "again")
     assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
-    assert shown[1] == conversation.messages[1]["content"] + "\n"
-    assert shown[2] == conversation.messages[3]["content"] + "\n"
+    assert shown[1] == terminal.harmless(conversation.messages[1]["content"]) + "\n"
+    assert shown[2] == terminal.harmless(conversation.messages[3]["content"]) + "\n"
     assert shown[1] != talk(loaded, "hello", seed=1)[1]
 
     expected = terminal.generate(
@@ -100,13 +102,13 @@ def test_commands(loaded, tmp_path):
     assert "set" in shown[5] and str(file) in shown[6] and "started over" in shown[7]
     assert "there is no command /nonsense" in shown[10] and shown[11] == ""
     assert len(shown) == 13 and shown[12] == ""
-    assert file.read_text().startswith(f"system: Be brief.\n\nuser: yes\n\nassistant: {shown[8]}"[:50])
+    assert terminal.harmless(file.read_text()).startswith(f"system: Be brief.\n\nuser: yes\n\nassistant: {shown[8]}"[:50])
 
 
 def test_retry_replaces_the_answer(loaded, tmp_path):
     file = tmp_path / "conversation.txt"
     shown = talk(loaded, "hi", "/retry", f"/save {file}")
-    assert file.read_text() == f"user: hi\n\nassistant: {shown[2]}"
+    assert terminal.harmless(file.read_text()) == f"user: hi\n\nassistant: {shown[2]}"
     assert shown[2] != shown[1]
 
 
@@ -124,6 +126,41 @@ def test_a_message_that_does_not_fit_is_refused_and_the_chat_goes_on(loaded):
     shown = talk(loaded, "hi", "x" * 100, "/retry")
     assert "write a shorter one" in shown[2]
     assert shown[3] != shown[1] and "no answer" not in shown[3]
+
+
+@pytest.fixture(scope="session")
+def caller():
+    """A model that calls 7*8 and says OK to the result; its stage is "practice"."""
+    from scripted import CONFIG, TABLES, TOKENIZER, params_of
+    return Loaded(params_of(TABLES["practice"]), CONFIG, TOKENIZER, "practice")
+
+
+def test_calls_are_run_and_shown_and_stay_in_the_conversation(caller, tmp_path):
+    file = tmp_path / "conversation.txt"
+    options = dict(temperature=0.0, max_new_tokens=40, tools={"calculator": calculate})
+    shown = talk(caller, "hi", f"/save {file}", "again", **options)
+    assert shown[1] == shown[3] == "[7*8 → 56] OK\n"
+    assert file.read_text() == "user: hi\n\nassistant: [7*8 → 56] OK\n"
+    assert talk(caller, "hi", **{**options, "tools": None})[1] != shown[1]
+    with pytest.raises(UserError, match="so it cannot call any"):
+        strange = Tokenizer(caller.tokenizer.ranks, bos="<s>", end="</s>", special={"<s>": 256, "</s>": 257})
+        terminal.Conversation(dataclasses.replace(caller, tokenizer=strange), tools={"calculator": calculate})
+
+
+def test_another_stage_takes_over_under_the_same_system_message(loaded, caller):
+    stages = {"tiny": lambda: loaded, "practice": lambda: caller}
+    shown = talk(loaded, "/stage", "/stage nowhere", "/stage practice", "hi", "/stage", system="SYS", stages=stages,
+                 temperature=0.0, max_new_tokens=4)
+    assert "stages: tiny (this one), practice" in shown[1] and "there is no stage nowhere; stages: tiny" in shown[2]
+    assert shown[3] == "(practice; started over)\n" and shown[4].startswith("7*8")
+    assert "practice (this one)" in shown[5]
+    assert "stages: tiny alone" in talk(loaded, "/stage")[1]
+
+
+def test_codes_of_the_terminal_are_spelt_out(caller):
+    told = {"calculator": lambda text: "\x1b]0;owned\x07\x1b[2J"}
+    shown = talk(caller, "hi", temperature=0.0, max_new_tokens=60, tools=told)[1]
+    assert shown == "[7*8 → \\x1b]0;owned\\x07\\x1b[2J] OK\n"
 
 
 def test_sample_continues_a_text(loaded):
