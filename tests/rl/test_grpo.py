@@ -170,9 +170,10 @@ def test_the_kl_penalty(tiny_base, batch):
     room = Room(tiny_base, kl_weight=0.1)
     frozen = room.params()
     state, first = room.update(room.state(), batch, frozen)
-    assert first["kl"] == 0.0 and first["ratio"] == 1.0
+    # two forward passes that a compiler may fuse differently: log-probabilities apart by a rounding, its square in the KL
+    assert 0 <= first["kl"] < 1e-12 and first["ratio"] == 1.0
     _, second = room.update(state, room.practice.batch(state.params, 1)[0], frozen)
-    assert second["kl"] > 0.0
+    assert second["kl"] > 1e-12
 
     free = Room(tiny_base)
     _, without = free.update(free.state(), batch)
