@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import secrets
 import time
@@ -14,9 +15,12 @@ from jaxgpt.chat.metrics import Metrics
 from jaxgpt.chat.models import Model
 from jaxgpt.chat.protocol import Asked
 from jaxgpt.chat.worker import Worker
+from jaxgpt.inference.automaton import Automaton
 from jaxgpt.inference.calls import Caller, Tool
+from jaxgpt.inference.constraint import Constraint
 from jaxgpt.inference.request import Finished, Request, Sampling
 from jaxgpt.tokenizer.special import CALL
+from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 
 class Run:
@@ -71,7 +75,9 @@ class Run:
         options = dict(asked.sampling)
         stop = tuple(options.pop("stop"))
         watch = {}
-        if asked.tools and CALL in tokenizer.special:
+        if asked.shape:
+            watch = {"mask": _constraint(asked.shape, tokenizer, self.model.config.vocab_size)}
+        elif asked.tools and CALL in tokenizer.special:
             watch = {"watch": (tokenizer.special[CALL],), "watcher": self._watch}
         elif self.tools and CALL in tokenizer.special:
             caller = Caller(tokenizer, self.tools)
@@ -89,6 +95,12 @@ class Run:
             return answer.end(), "tool_calls" if event.reason == "watcher" else event.reason
         self.metrics.completion_tokens += not event.forced
         return answer.feed(event.token, event.model_logprob, event.alternatives, forced=event.forced), None
+
+
+@functools.lru_cache(maxsize=16)
+def _constraint(shape: Automaton, tokenizer: Tokenizer, vocab_size: int) -> Constraint:
+    """Remembered, with all that it knows of the vocabulary, for who asks for the same shape again."""
+    return Constraint(shape, tokenizer, vocab_size=vocab_size)
 
 
 async def whole_completion(run: Run) -> dict:

@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.chat.schema import array, check, integer, number, one_of, optional, record, text
+from jaxgpt.inference import json_schema
+from jaxgpt.inference.automaton import Automaton
 
 MAX_TEXT, MAX_TOKENS, MAX_CHOICES, MAX_TOP = 200_000, 1 << 20, 16, 20
 
@@ -71,10 +73,11 @@ CHAT = record({
                                    "type", "function"), maxItems=32)),
     "tool_choice": one_of({"type": "null"}, text(enum=["none", "auto"])),
     "parallel_tool_calls": optional({"type": "boolean", "description": "Not used."}),
-    "response_format": optional(record({
+    "response_format": optional(record({  # the answer is JSON, and fulfils the schema, unless max_tokens cuts it
         "type": text(enum=["text", "json_object", "json_schema"]),
         "json_schema": record({"name": text(maxLength=100), "description": optional(text(maxLength=10_000)),
-                               "schema": {"type": "object"}, "strict": optional({"type": "boolean"})}, "name"),
+                               "schema": {"type": "object", "description": "JSON Schema: " + ", ".join(
+                                   sorted(json_schema.KNOWN))}, "strict": optional({"type": "boolean"})}, "name"),
     }, "type")),
     **_SAMPLING}, "model", "messages")
 
@@ -101,7 +104,7 @@ class Asked:
       logprobs: alternatives to report with log-probabilities; None reports none.
       echo: whether the prompt comes back.
       stream, usage: whether the answer comes in pieces, and the count of tokens after them.
-      schema: JSON Schema of the answer, {} for any JSON, None for any text.
+      shape: what the answer has to be, None for any text.
       tools: of functions that the client runs, {name: what its first argument is called}.
       ids: whether ids of tokens come beside their spellings.
     """
@@ -115,7 +118,7 @@ class Asked:
     echo: bool = False
     stream: bool = False
     usage: bool = False
-    schema: dict | None = None
+    shape: Automaton | None = None
     tools: dict[str, str] = dataclasses.field(default_factory=dict)
     ids: bool = False
 
@@ -166,7 +169,7 @@ def read_chat(body: Any, models) -> Asked:
     fit(len(prompt), model.config.context, "messages", spare=1)
     limit = body.get("max_tokens", body.get("max_completion_tokens", model.config.context))
     return Asked(body["model"], [prompt], limit, body.get("n", 1), _sampling(body, model),
-                 logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None, schema=_schema(body),
+                 logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None, shape=_shape(body),
                  tools={tool["function"]["name"]: _first_argument(tool["function"]) for tool in tools},
                  **_streaming(body))
 
@@ -237,13 +240,28 @@ def _streaming(body: dict) -> dict[str, bool]:
     return {"stream": stream, "usage": bool(options and options.get("include_usage"))}
 
 
-def _schema(body: dict) -> dict | None:
-    chosen = body.get("response_format", {"type": "text"})
+def _shape(body: dict) -> Automaton | None:
+    """What `response_format` says the answer has to be."""
+    chosen, where = body.get("response_format", {"type": "text"}), "response_format.json_schema"
     if chosen["type"] == "text":
         return None
+    if body.get("tools") and body.get("tool_choice") != "none":
+        raise ApiError(400, 'response_format: an answer of this form calls no tools; leave tools out, or give tool_choice "none"',
+                       param="response_format")
     if chosen["type"] == "json_schema" and "json_schema" not in chosen:
-        raise ApiError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
-    raise ApiError(400, 'response_format: this server writes "text" alone', param="response_format")
+        raise ApiError(400, f"{where}: is missing", param=where)
+    schema = chosen["json_schema"].get("schema", {}) if chosen["type"] == "json_schema" else {"type": "object"}
+    return _compiled(schema, f"{where}.schema")
+
+
+def _compiled(schema: dict, where: str) -> Automaton:
+    try:
+        return json_schema.compile_text(json.dumps(schema))
+    except json_schema.SchemaError as error:
+        path = f"{where}.{error.path}" if error.path else where
+        raise ApiError(400, f"{path}: {error.reason}", param=path) from error
+    except RecursionError as error:
+        raise ApiError(400, f"{where}: nested too deeply", param=where) from error
 
 
 def _messages(messages: list[dict]) -> list[dict]:

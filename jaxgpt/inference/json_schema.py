@@ -50,7 +50,7 @@ class SchemaError(UserError):
 
     def __init__(self, path: str, message: str):
         super().__init__(f"{path or 'the schema'}: {message}")
-        self.path = path
+        self.path, self.reason = path, message
 
 
 def compile(schema: Any) -> Automaton:

@@ -30,6 +30,11 @@ WRONG = [
     (CHAT, {"model": "base", "messages": HELLO, "top_logprobs": 2}, 400, "top_logprobs", "needs logprobs to be true"),
     (CHAT, {"model": "base", "messages": HELLO, "response_format": {"type": "json_schema"}}, 400,
      "response_format.json_schema", "is missing"),
+    (CHAT, {"model": "base", "messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {
+        "name": "x", "schema": {"properties": {"n": {"type": "integer", "multipleOf": 2}}}}}}, 400,
+     "response_format.json_schema.schema.properties.n.multipleOf", "this keyword is not supported"),
+    (CHAT, {"model": "base", "messages": HELLO, "response_format": {"type": "json_object"}, "tools": [
+        {"type": "function", "function": {"name": "f"}}]}, 400, "response_format", "calls no tools"),
     (CHAT, {"model": "base", "messages": [*HELLO, {"role": "tool", "tool_call_id": "a", "content": "1"}]}, 400,
      "messages[1].tool_call_id", '"a" is no call'),
     (COMPLETE, {"model": "base", "prompt": [VOCAB]}, 400, "prompt[0]", f"{VOCAB} is no token"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import CountCompilations
 
 from jaxgpt.core import sharding
 from jaxgpt.core.errors import UserError
@@ -48,21 +49,6 @@ def forward(params):
         padded[0, :len(tokens)] = tokens
         return np.asarray(run(padded))[len(tokens) - 1]
     return logits
-
-
-class CountCompilations:
-    """Counts the programs that JAX compiles inside a `with`."""
-
-    def __enter__(self):
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *exception):
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def _listen(self, event, seconds, **details):
-        self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
 def plain(forward, request):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import CountCompilations
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.inference.decode import begin_jit, decode_chunk, decode_step, prefill
@@ -47,21 +48,6 @@ def padded(prompts, width, filler=0):
     for row, prompt in enumerate(prompts):
         tokens[row, :len(prompt)] = prompt
     return tokens, np.array([len(prompt) for prompt in prompts], np.int32)
-
-
-class CountCompilations:
-    """Counts the programs that JAX compiles inside a `with`."""
-
-    def __enter__(self):
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *exception):
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def _listen(self, event, seconds, **details):
-        self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
