@@ -6,6 +6,7 @@ import codecs
 import dataclasses
 from collections.abc import Sequence
 
+from jaxgpt.inference.calls import call_marks
 from jaxgpt.tokenizer.conversation import MARKS
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
@@ -56,6 +57,7 @@ class Answer:
         self.tokenizer, self.stops = tokenizer, tuple(stops)
         self.stopped, self.count = False, 0
         self._marks = {tokenizer.special.get(mark): kind for kind, mark in MARKS.items()}
+        self._marks |= dict.fromkeys(call_marks(tokenizer) or (), "call")
         self._hidden = set(tokenizer.special.values())
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._inside, self._inner, self._call = None, b"", None  # of a call or a result

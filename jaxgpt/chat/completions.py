@@ -16,7 +16,7 @@ from jaxgpt.chat.models import Model
 from jaxgpt.chat.protocol import Asked
 from jaxgpt.chat.worker import Worker
 from jaxgpt.inference.automaton import Automaton
-from jaxgpt.inference.calls import Caller, Tool
+from jaxgpt.inference.calls import Caller, Tool, call_marks
 from jaxgpt.inference.constraint import Constraint
 from jaxgpt.inference.request import Finished, Request, Sampling
 from jaxgpt.tokenizer.special import CALL
@@ -74,11 +74,13 @@ class Run:
         asked, tokenizer = self.asked, self.model.tokenizer
         options = dict(asked.sampling)
         stop = tuple(options.pop("stop"))
-        watch = {}
-        if asked.shape:
+        watch, marks = {}, call_marks(tokenizer)
+        if asked.tools and marks:
+            watch = {"watch": marks[1:], "watcher": self._watch}
+            if asked.call:
+                watch["mask"] = _constraint(asked.call, tokenizer, self.model.config.vocab_size, marks[:1], marks[1:])
+        elif asked.shape:
             watch = {"mask": _constraint(asked.shape, tokenizer, self.model.config.vocab_size)}
-        elif asked.tools and CALL in tokenizer.special:
-            watch = {"watch": (tokenizer.special[CALL],), "watcher": self._watch}
         elif self.tools and CALL in tokenizer.special:
             caller = Caller(tokenizer, self.tools, pool=self.worker.tools)
             watch = {"watch": caller.watch, "watcher": caller}
@@ -88,7 +90,8 @@ class Run:
 
     def _watch(self, tokens: Sequence[int]) -> tuple[()] | None:
         """Ends the answer behind a call that the client is to run."""
-        return () if list(tokens).count(self.model.tokenizer.special[CALL]) % 2 else None
+        opening, closing = call_marks(self.model.tokenizer)
+        return () if opening == closing and list(tokens).count(opening) % 2 else None
 
     def _piece(self, answer: Answer, event) -> tuple[Piece, str | None]:
         if isinstance(event, Finished):
@@ -98,9 +101,10 @@ class Run:
 
 
 @functools.lru_cache(maxsize=16)
-def _constraint(shape: Automaton, tokenizer: Tokenizer, vocab_size: int) -> Constraint:
+def _constraint(shape: Automaton, tokenizer: Tokenizer, vocab_size: int, opening: tuple[int, ...] = (),
+                end: tuple[int, ...] | None = None) -> Constraint:
     """Remembered, with all that it knows of the vocabulary, for who asks for the same shape again."""
-    return Constraint(shape, tokenizer, vocab_size=vocab_size)
+    return Constraint(shape, tokenizer, vocab_size=vocab_size, opening=opening, end=end)
 
 
 async def whole_completion(run: Run) -> dict:
@@ -236,14 +240,24 @@ def client_call(call: str, tools: Mapping[str, str]) -> tuple[str, dict] | None:
     (('calculator', {'expression': '17*3'}), ('calculator', {'expression': '17*3'}))
     >>> client_call('weather {"city": "Rome"}', {"weather": "city", "calculator": "x"})
     ('weather', {'city': 'Rome'})
+    >>> client_call('{"name": "weather", "arguments": {"city": "Rome"}}', {"weather": "city", "calculator": "x"})
+    ('weather', {'city': 'Rome'})
     """
+    whole = _object(call)
+    if whole and str(whole.get("name")) in tools and isinstance(given := whole.get("arguments", whole.get("parameters")), dict):
+        return whole["name"], given
     name, _, rest = call.strip().partition(" ")
     if name not in tools:
         if len(tools) != 1:
             return None
         (name,), rest = tools, call.strip()
+    arguments = _object(rest)
+    return name, {tools[name]: rest.strip()} if arguments is None else arguments
+
+
+def _object(text: str) -> dict | None:
     try:
-        arguments = json.loads(rest)
-    except ValueError:
-        arguments = None
-    return name, arguments if isinstance(arguments, dict) else {tools[name]: rest.strip()}
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

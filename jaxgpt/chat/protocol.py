@@ -11,6 +11,7 @@ from jaxgpt.chat.errors import ApiError
 from jaxgpt.chat.schema import array, check, integer, number, one_of, optional, record, text
 from jaxgpt.inference import json_schema
 from jaxgpt.inference.automaton import Automaton
+from jaxgpt.inference.calls import call_marks, call_shape
 
 MAX_TEXT, MAX_TOKENS, MAX_CHOICES, MAX_TOP = 200_000, 1 << 20, 16, 20
 
@@ -71,7 +72,9 @@ CHAT = record({
     "top_logprobs": optional(integer(0, MAX_TOP)),
     "tools": optional(array(record({"type": text(enum=["function"]), "function": record(_FUNCTION, "name")},
                                    "type", "function"), maxItems=32)),
-    "tool_choice": one_of({"type": "null"}, text(enum=["none", "auto"])),
+    "tool_choice": one_of({"type": "null"}, text(enum=["none", "auto", "required"]), record({
+        "type": text(enum=["function"]), "function": record({"name": text(maxLength=100)}, "name")}, "type", "function",
+        description="With it, or required, the arguments fulfil the function's parameters.")),
     "parallel_tool_calls": optional({"type": "boolean", "description": "Not used."}),
     "response_format": optional(record({  # the answer is JSON, and fulfils the schema, unless max_tokens cuts it
         "type": text(enum=["text", "json_object", "json_schema"]),
@@ -105,6 +108,7 @@ class Asked:
       echo: whether the prompt comes back.
       stream, usage: whether the answer comes in pieces, and the count of tokens after them.
       shape: what the answer has to be, None for any text.
+      call: what the call has to be, where there must be one.
       tools: of functions that the client runs, {name: what its first argument is called}.
       ids: whether ids of tokens come beside their spellings.
     """
@@ -119,6 +123,7 @@ class Asked:
     stream: bool = False
     usage: bool = False
     shape: Automaton | None = None
+    call: Automaton | None = None
     tools: dict[str, str] = dataclasses.field(default_factory=dict)
     ids: bool = False
 
@@ -170,6 +175,7 @@ def read_chat(body: Any, models) -> Asked:
     limit = body.get("max_tokens", body.get("max_completion_tokens", model.config.context))
     return Asked(body["model"], [prompt], limit, body.get("n", 1), _sampling(body, model),
                  logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None, shape=_shape(body),
+                 call=_call(body, tools, model),
                  tools={tool["function"]["name"]: _first_argument(tool["function"]) for tool in tools},
                  **_streaming(body))
 
@@ -252,6 +258,27 @@ def _shape(body: dict) -> Automaton | None:
         raise ApiError(400, f"{where}: is missing", param=where)
     schema = chosen["json_schema"].get("schema", {}) if chosen["type"] == "json_schema" else {"type": "object"}
     return _compiled(schema, f"{where}.schema")
+
+
+def _call(body: dict, tools: list[dict], model) -> Automaton | None:
+    """What the call has to be that `tool_choice` asks for."""
+    choice = body.get("tool_choice")
+    if choice in (None, "none", "auto"):
+        return None
+    name = choice["function"]["name"] if isinstance(choice, dict) else None
+    chosen = {i: tool["function"] for i, tool in enumerate(tools) if name in (None, tool["function"]["name"])}
+    if not chosen:
+        there = ", ".join(tool["function"]["name"] for tool in tools) or "none"
+        raise ApiError(400, f"tool_choice: there is no such function in tools; there are {there}", param="tool_choice")
+    marks = call_marks(model.tokenizer)
+    if marks is None:
+        raise ApiError(400, f"tool_choice: the model {model.name} knows no calls", param="tool_choice")
+    functions = []
+    for i, function in chosen.items():
+        schema = {"type": "object", **(function.get("parameters") or {"properties": {}})}
+        _compiled(schema, f"tools[{i}].function.parameters")
+        functions.append([function["name"], schema])
+    return call_shape(json.dumps(functions), marks[0] == marks[1])
 
 
 def _compiled(schema: dict, where: str) -> Automaton:

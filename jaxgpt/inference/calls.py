@@ -9,14 +9,48 @@ tool. What is put in is encoded as plain text, so no result can spell a mark.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 
+from jaxgpt.inference import json_schema
+from jaxgpt.inference.automaton import Automaton, either, literal, sequence
 from jaxgpt.tokenizer.conversation import result_tokens
 from jaxgpt.tokenizer.special import CALL
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 Tool = Callable[[str], str]  # what a model is shown, also of a mistake
+
+# How models write a call: ours as above, those of Qwen's and Hermes' kind as <tool_call>{"name": …, "arguments": {…}}</tool_call>.
+FORMS = ((CALL, CALL), ("<tool_call>", "</tool_call>"))
+
+
+def call_marks(tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """The tokens that open and close a call; None where a model knows none."""
+    for opening, closing in FORMS:
+        if opening in tokenizer.special and closing in tokenizer.special:
+            return tokenizer.special[opening], tokenizer.special[closing]
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def call_shape(functions: str, ours: bool) -> Automaton:
+    """What may stand between the marks where one of these functions has to be called.
+
+    Args:
+      functions: [[name, JSON Schema of its arguments], ...] in JSON.
+      ours: whether in our form, or in Qwen's.
+
+    Raises:
+      SchemaError: one of the schemas cannot be followed.
+    """
+    parts = []
+    for name, schema in json.loads(functions):
+        arguments, spelt = json_schema.part(schema), json.dumps(name).encode()
+        parts.append(sequence(literal(name.encode() + b" "), arguments) if ours else sequence(
+            literal(b'\n{"name": ' + spelt + b', "arguments": '), arguments, literal(b"}\n")))
+    return json_schema.automaton_of(either(*parts))
 
 
 class Caller:

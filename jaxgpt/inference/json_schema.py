@@ -63,11 +63,19 @@ def compile(schema: Any) -> Automaton:
     >>> automaton.complete(automaton.read(automaton.start, b'[1, "a"]'))
     True
     """
+    return automaton_of(part(schema))
+
+
+def part(schema: Any) -> Part:
+    """The same as a part, to be used within others; a schema's rules keep to themselves."""
+    return _Compiler(schema).part(schema, "", DEPTH)
+
+
+def automaton_of(whole: Part) -> Automaton:
+    """The automaton of a part; a SchemaError, of all of it, where nothing fits or it is too large."""
     try:
-        return Automaton(_Compiler(schema).part(schema, "", DEPTH))
-    except SchemaError:
-        raise
-    except UserError as error:  # of all of it
+        return Automaton(whole)
+    except UserError as error:
         raise SchemaError("", str(error)) from error
 
 
@@ -163,7 +171,7 @@ class _Compiler:
             path = _join(path, step)
         if not depth:
             return either()
-        return rule(("reference", to, depth), lambda: self.part(found, path, depth - 1))
+        return rule((id(self), to, depth), lambda: self.part(found, path, depth - 1))
 
     # --- a type ------------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,14 @@ from scripted import CONTEXT, SPECIAL, TOKENIZER, VOCAB, write_run
 
 from jaxgpt.chat import openapi, protocol, schema
 from jaxgpt.chat.answers import Answer
+from jaxgpt.chat.completions import client_call
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.chat.metrics import Metrics
 from jaxgpt.chat.models import Models
 from jaxgpt.chat.page import page
+from jaxgpt.inference.calls import call_marks, call_shape
+from jaxgpt.inference.constraint import Constraint
+from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
@@ -33,6 +37,9 @@ WRONG = [
     (CHAT, {"model": "base", "messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {
         "name": "x", "schema": {"properties": {"n": {"type": "integer", "multipleOf": 2}}}}}}, 400,
      "response_format.json_schema.schema.properties.n.multipleOf", "this keyword is not supported"),
+    (CHAT, {"model": "base", "messages": HELLO, "tool_choice": "required"}, 400, "tool_choice", "there are none"),
+    (CHAT, {"model": "base", "messages": HELLO, "tool_choice": "required", "tools": [{"type": "function", "function": {
+        "name": "f", "parameters": {"oneOf": []}}}]}, 400, "tools[0].function.parameters.oneOf", "not supported"),
     (CHAT, {"model": "base", "messages": HELLO, "response_format": {"type": "json_object"}, "tools": [
         {"type": "function", "function": {"name": "f"}}]}, 400, "response_format", "calls no tools"),
     (CHAT, {"model": "base", "messages": [*HELLO, {"role": "tool", "tool_call_id": "a", "content": "1"}]}, 400,
@@ -133,6 +140,20 @@ def test_calls_and_results_are_no_text():
     tokens = [*b"a", call, *b"7*8", call, result, *b"56", result, *b"b", call, *b"1", call]
     texts, rest, calls = fed(Answer(TOKENIZER), tokens)
     assert "".join(texts) + rest == "ab" and calls == [("7*8", "56"), ("1", None)]
+
+
+def test_calls_of_models_from_elsewhere_are_calls():
+    """Qwen's form: marks of its own, and JSON between them."""
+    qwen = Tokenizer(TOKENIZER.ranks, name="qwen", bos="<|im_start|>", end="<|im_end|>", special={
+        "<|im_start|>": 300, "<|im_end|>": 301, "<tool_call>": 302, "</tool_call>": 303})
+    inside = b'\n{"name": "add", "arguments": {"a": 1}}\n'
+    texts, rest, calls = fed(Answer(qwen), [*b"so:", 302, *inside, 303])
+    assert "".join(texts) + rest == "so:" and client_call(calls[0][0], {"add": "a", "mul": "b"}) == ("add", {"a": 1})
+    shape = call_shape(json.dumps([["add", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}]]),
+                       False)
+    assert shape.complete(shape.read(shape.start, inside)) and call_marks(qwen) == (302, 303)
+    mask = Constraint(shape, qwen, vocab_size=304, opening=(302,), end=(303,))
+    assert mask([])[302] and mask([302, *inside])[303] and mask([302, *inside]).sum() == 1
 
 
 # --- what it says of itself ------------------------------------------------------------------------------------------

@@ -177,6 +177,19 @@ def test_an_answer_of_a_schema_is_parsed(client):
     assert json.loads("".join(piece.choices[0].delta.content or "" for piece in pieces)) in ("bcd", 12)
 
 
+def test_a_call_that_is_asked_for_has_the_arguments_that_it_needs(client):
+    tool = {"type": "function", "function": {"name": "add", "parameters": {
+        "type": "object", "properties": {"a": {"type": "integer", "minimum": 3, "maximum": 40}, "b": {"enum": ["x", "y"]}},
+        "required": ["a", "b"], "additionalProperties": False}}}
+    for choice in ("required", {"type": "function", "function": {"name": "add"}}):
+        found = client.chat.completions.create(model="base", messages=HELLO, tools=[tool, WEATHER][:1 + (choice != "required")],
+                                               tool_choice=choice, temperature=2).choices[0]
+        call, = found.message.tool_calls
+        arguments = json.loads(call.function.arguments)
+        assert found.finish_reason == "tool_calls" and call.function.name == "add"
+        assert set(arguments) == {"a", "b"} and 3 <= arguments["a"] <= 40 and arguments["b"] in ("x", "y")
+
+
 def test_a_schema_that_is_not_supported_is_named(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="base", messages=HELLO, response_format={"type": "json_schema", "json_schema": {
