@@ -151,6 +151,8 @@ def _add_serve(commands) -> None:
     serve.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="of an answer (default: 600)")
     serve.add_argument("--tools", metavar="LIST", default="",
                        help="run these in a chat: calculator,python,search:FOLDER (default: none)")
+    serve.add_argument("--no-warm-up", action="store_true",
+                       help="answer at once, and compile when somebody asks (default: compile first)")
     serve.set_defaults(command=_serve)
 
 
@@ -269,7 +271,8 @@ def _serve(arguments) -> int:
     from jaxgpt.chat.serving import serve
     return serve(arguments.workdir, stages=arguments.stage, host=arguments.host, port=arguments.port,
                  key=arguments.api_key or os.environ.get("JAXGPT_API_KEY"), slots=arguments.slots,
-                 max_waiting=arguments.max_waiting, seconds=arguments.timeout, tools=arguments.tools)
+                 max_waiting=arguments.max_waiting, seconds=arguments.timeout, tools=arguments.tools,
+                 warm_up=not arguments.no_warm_up)
 
 
 def _sample(arguments) -> int:

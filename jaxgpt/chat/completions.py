@@ -80,7 +80,7 @@ class Run:
         elif asked.tools and CALL in tokenizer.special:
             watch = {"watch": (tokenizer.special[CALL],), "watcher": self._watch}
         elif self.tools and CALL in tokenizer.special:
-            caller = Caller(tokenizer, self.tools)
+            caller = Caller(tokenizer, self.tools, pool=self.worker.tools)
             watch = {"watch": caller.watch, "watcher": caller}
         return [Request(prompt, asked.max_tokens, Sampling(**options), n=asked.n, stop=stop,
                         stop_tokens=tuple({tokenizer.end, tokenizer.bos}), alternatives=asked.logprobs or 0, **watch)

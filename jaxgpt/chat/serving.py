@@ -8,13 +8,17 @@ import ipaddress
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
+
+import numpy as np
 
 from jaxgpt.chat.models import Model, Models
 from jaxgpt.chat.server import Server, application
 from jaxgpt.chat.worker import Worker
 from jaxgpt.core.errors import UserError
 from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.request import Request
 from jaxgpt.tools.choose import choose
 
 CHUNK = 8  # tokens that an engine draws between two looks at who came and who left
@@ -22,7 +26,7 @@ CHUNK = 8  # tokens that an engine draws between two looks at who came and who l
 
 def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "127.0.0.1", port: int = 8000,
           key: str | None = None, slots: int = 8, max_waiting: int = 256, seconds: float = 600.0,
-          tools: str = "") -> int:
+          tools: str = "", warm_up: bool = True) -> int:
     """Serves until SIGTERM or Ctrl-C, then lets what is under way come to its end.
 
     Args:
@@ -34,6 +38,7 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
       max_waiting: answers that may wait for a slot; beyond it requests are refused.
       seconds: that an answer may take.
       tools: that the server runs itself in a chat, such as "calculator,python,search:FOLDER".
+      warm_up: whether to compile before it listens to anybody, so that the first to ask does not wait for that.
 
     Returns:
       The exit status: 0 after SIGTERM, 130 after Ctrl-C.
@@ -51,6 +56,8 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
     server = Server(Models(folder, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host),
                     tools=choose(tools))
     listening = _listen(host, port)
+    if warm_up:
+        _warm_up(worker, server.models)
     where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     ended: list[int] = []
 
@@ -81,6 +88,18 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
         return 130
     print("stopped; what was under way has been answered", file=sys.stderr)
     return 0
+
+
+def _warm_up(worker: Worker, models: Models) -> None:
+    """Makes an engine for each shape of model, and compiles what it needs: models of the same shape share it."""
+    for model in {model.config: model for model in models.models.values()}.values():
+        print(f"compiling for models like {model.name}, so that no answer waits for it (--no-warm-up leaves it out) ...",
+              file=sys.stderr, flush=True)
+        begun, V = time.monotonic(), model.config.vocab_size
+        engine = worker.engines[model.name] = worker.make(model)
+        count = engine.warm_up()
+        engine.run([Request([model.tokenizer.bos] * 2, 2, n=2, mask=lambda tokens: np.ones(V, bool))])
+        print(f"compiled {count} programs in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
 
 
 def _engine(model: Model, slots: int) -> Engine:

@@ -29,11 +29,13 @@ class Worker:
       live: answers now in the engines or waiting.
       beside: requests of other kinds, under way or waiting.
       engines: by the model's name.
+      tools: threads in which tools run, beside the engines.
     """
 
     def __init__(self, make: Callable[[Model], Engine], *, most: int):
         self.make, self.most, self.live, self.beside = make, most, 0, 0
         self._beside = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="beside")
+        self.tools = concurrent.futures.ThreadPoolExecutor(max_workers=16, thread_name_prefix="tools")
         self.engines: dict[str, Engine] = {}
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._tickets: dict[tuple[str, int], _Ticket] = {}
@@ -49,6 +51,7 @@ class Worker:
         self._inbox.put(None)
         self._thread.join(timeout=30)
         self._beside.shutdown(cancel_futures=True)
+        self.tools.shutdown(cancel_futures=True)
 
     async def run(self, model: Model, requests: Sequence[Request], seconds: float) -> AsyncIterator[tuple[int, object]]:
         """Yields (which answer, Token or Finished) as they come; whoever leaves early frees the slots.

@@ -10,6 +10,7 @@ tool. What is put in is encoded as plain text, so no result can spell a mark.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 
 from jaxgpt.tokenizer.conversation import result_tokens
 from jaxgpt.tokenizer.special import CALL
@@ -26,20 +27,26 @@ class Caller:
       tools: {name: tool}, at least one.
       budget: calls in a completion; further ones are answered by an error.
       longest: characters of a result; the rest of it is cut, and that is said.
+      pool: where tools run, so that what asks need not wait; here and now where None.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tools: Mapping[str, Tool], *, budget: int = 8, longest: int = 2000):
-        self.tokenizer, self.tools, self.budget, self.longest = tokenizer, dict(tools), budget, longest
+    def __init__(self, tokenizer: Tokenizer, tools: Mapping[str, Tool], *, budget: int = 8, longest: int = 2000,
+                 pool: Executor | None = None):
+        self.tokenizer, self.tools, self.budget, self.longest, self.pool = tokenizer, dict(tools), budget, longest, pool
         self.watch = (tokenizer.special[CALL],)
 
-    def __call__(self, tokens: Sequence[int]) -> list[int]:
-        """The tokens to put in behind a completion so far: none where a call has just been opened, else its result."""
+    def __call__(self, tokens: Sequence[int]) -> list[int] | Future:
+        """The tokens to put in behind a completion so far: none where a call has just been opened, else its result, or
+        with a pool the Future of it."""
         places = [place for place, token in enumerate(tokens) if token == self.watch[0]]
         if len(places) % 2:
             return []
         if len(places) // 2 > self.budget:
             return result_tokens(self.tokenizer, f"error: at most {self.budget} calls are answered; answer without")
         text = self.tokenizer.decode(list(tokens[places[-2] + 1:places[-1]]))
+        return self.pool.submit(self._result, text) if self.pool else self._result(text)
+
+    def _result(self, text: str) -> list[int]:
         return result_tokens(self.tokenizer, self.cut(run_call(text, self.tools)))
 
     def cut(self, text: str) -> str:

@@ -15,8 +15,10 @@ prompt or another sample of the same, copies that part instead of reading it.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -33,6 +35,8 @@ from jaxgpt.inference.slots import STOPS, Settings
 from jaxgpt.model import transformer
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
+AWAIT = 0.02  # seconds that a step may wait for a watcher when there is nothing else to do
+
 
 @dataclasses.dataclass(eq=False)
 class _Sample:
@@ -44,6 +48,7 @@ class _Sample:
       slot: its row, once it has one.
       filled: how much of the sequence the row's cache holds.
       reading: whether there is more to read than the newest token, before the row draws (again).
+      awaits: what its watcher will say, while that is not known.
     """
 
     request_id: int
@@ -54,6 +59,7 @@ class _Sample:
     slot: int | None = None
     filled: int = 0
     reading: bool = True
+    awaits: concurrent.futures.Future | None = None
 
     @property
     def completion(self) -> list[int]:
@@ -163,11 +169,17 @@ class Engine:
 
     def step(self) -> list[Token | Finished]:
         """Takes in, reads, draws and hands out: the events of one turn, in order for each completion."""
-        events = [event for sample in self._samples if sample and sample.reading for event in self._read(sample)]
+        events = [event for sample in self._samples if sample and sample.awaits and sample.awaits.done()
+                  for event in self._heard(sample)]
+        events += [event for sample in self._samples if sample and sample.reading for event in self._read(sample)]
         while (sample := self._next()) is not None:
             self._place(sample)
             events += self._read(sample)  # at once, so that the next one can copy it
-        return events + self._draw()
+        events += self._draw()
+        awaited = [sample.awaits for sample in self._samples if sample and sample.awaits]
+        if awaited and not events and not any(sample and sample.reading for sample in self._samples):
+            concurrent.futures.wait(awaited, AWAIT, concurrent.futures.FIRST_COMPLETED)  # there is nothing else to do
+        return events
 
     def _next(self) -> _Sample | None:
         """Who gets a slot: the first who waits. A further sample of a request waits until one of them has read the
@@ -213,7 +225,7 @@ class Engine:
 
     def _draw(self) -> list[Token | Finished]:
         """A chunk of tokens for all rows that draw."""
-        drawing = [sample for sample in self._samples if sample and not sample.reading]
+        drawing = [sample for sample in self._samples if sample and not sample.reading and not sample.awaits]
         if not drawing:
             return []
         masked = [sample for sample in drawing if sample.request.mask]
@@ -247,15 +259,29 @@ class Engine:
             return [*events, self._finish(sample, "stop", sample.text.stopped_by)]
         if token in request.stop_tokens:
             return [*events, self._finish(sample, "stop", token)]
-        room = self._limit(request) - len(sample.sequence)
-        if token in request.watch and room:
-            put_in = request.watcher(sample.completion)
-            if put_in is None:
-                return [*events, self._finish(sample, "watcher")]
-            events += [self._append(sample, int(forced), logprob=0.0, model_logprob=0.0, forced=True)
-                       for forced in put_in[:room]]
-            sample.reading, room = True, room - len(put_in)
-        return events if room > 0 else [*events, self._finish(sample, "length")]
+        if self._limit(request) == len(sample.sequence):
+            return [*events, self._finish(sample, "length")]
+        if token in request.watch:
+            said = request.watcher(sample.completion)
+            if not isinstance(said, concurrent.futures.Future):
+                return events + self._put_in(sample, said)
+            sample.awaits = said
+        return events
+
+    def _heard(self, sample: _Sample) -> list[Token | Finished]:
+        """What follows from what a watcher has said at last."""
+        said, sample.awaits = sample.awaits.result(), None
+        return self._put_in(sample, said)
+
+    def _put_in(self, sample: _Sample, put_in: Sequence[int] | None) -> list[Token | Finished]:
+        """What a watcher said joins its completion."""
+        if put_in is None:
+            return [self._finish(sample, "watcher")]
+        room = self._limit(sample.request) - len(sample.sequence)
+        events: list[Token | Finished] = [self._append(sample, int(forced), logprob=0.0, model_logprob=0.0, forced=True)
+                                          for forced in put_in[:room]]
+        sample.reading = True
+        return events if len(put_in) < room else [*events, self._finish(sample, "length")]
 
     def _append(self, sample: _Sample, token: int, **details) -> Token:
         sample.sequence.append(token)
@@ -326,7 +352,8 @@ class Engine:
 
         self._rows = jax.jit(wrap(empty))()
         self._lay_out = jax.jit(transformer.unstack)
-        self._run = rows_on_device.programs(self.config, self.chunk, wrap)
+        self._run = rows_on_device.programs(self.config, self.chunk, wrap) if self._mesh else _programs(
+            self.config, self.chunk)
 
     def warm_up(self, *, alternatives: bool = False) -> int:
         """Compiles every program that requests can need, so that none waits for it later; returns how many."""
@@ -347,6 +374,12 @@ class Engine:
                     compiled += 1
         self._left = [[] for _ in range(self.slots)]
         return compiled
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(config: transformer.Config, chunk: int) -> dict[str, Any]:
+    """Those on one device, which engines of models of the same shape share."""
+    return rows_on_device.programs(config, chunk)
 
 
 def _bucket(size: int, *, least: int = 1, most: int) -> int:

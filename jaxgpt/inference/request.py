@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -63,7 +64,8 @@ class Request:
       alternatives: how many of the most probable tokens come with each token, at most the engine's `alternatives`.
       mask: tokens of the completion so far -> bool [V]: which may come next, such as a `constraint.Constraint`.
       watch, watcher: after a token of `watch` the watcher is given the completion's tokens so far. It returns tokens that
-        are put in (the result of a tool call), () to go on, or None to stop there.
+        are put in (the result of a tool call), () to go on, None to stop there, or a Future of one of these, for which
+        this completion waits while the others go on.
     """
 
     prompt: Sequence[int]
@@ -75,7 +77,7 @@ class Request:
     alternatives: int = 0
     mask: Callable[[Sequence[int]], np.ndarray] | None = None
     watch: tuple[int, ...] = ()
-    watcher: Callable[[Sequence[int]], Sequence[int] | None] | None = None
+    watcher: Callable[[Sequence[int]], Sequence[int] | None | Future] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,16 +74,20 @@ class Server:
       process: of it.
     """
 
-    def __init__(self, workdir: Path, *options: str, **environment: str):
+    def __init__(self, workdir: Path, *options: str, warm_up: bool = False, **environment: str):
         command = [sys.executable, "-m", "jaxgpt.cli", "serve", str(workdir), "--port", "0", *options]
+        command += [] if warm_up else ["--no-warm-up"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **environment})
-        line = self.process.stdout.readline()
-        found = re.search(r"at (http://\S+)", line)
-        assert found, line + self.process.stderr.read()
-        self.url, self.errors = found[1], []
+        self.errors: list[str] = []
         self._reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr), daemon=True)
         self._reader.start()
+        line = self.process.stdout.readline()
+        found = re.search(r"at (http://\S+)", line)
+        if not found:
+            self._reader.join(timeout=5)
+        assert found, line + "".join(self.errors)
+        self.url = found[1]
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = 60) -> int:
         """Ends it; returns its exit status."""

@@ -130,14 +130,20 @@ def test_tools_are_called_and_answered(client):
     assert events[-1].choices[0].finish_reason == "tool_calls"
 
 
-def test_tools_of_the_server_are_run_in_the_answer(tmp_path):
-    server = Server(write_run(tmp_path), "--tools", "calculator", "--stage", "practice")
+def test_tools_of_the_server_are_run_in_the_answer_and_nothing_is_compiled_for_the_first(tmp_path):
+    server = Server(write_run(tmp_path), "--tools", "calculator", "--stage", "practice", "--slots", "2", warm_up=True,
+                    JAX_LOG_COMPILES="1")
     try:
+        wait_for(lambda: any(re.match(r"compiled \d+ programs in", line) for line in server.errors))
+        before = len(server.errors)
         client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120)
         found = client.chat.completions.create(model="practice", messages=HELLO, temperature=0).choices[0]
         assert found.message.content == "OK" and found.finish_reason == "stop"
         (use,) = found.message.tool_uses
         assert "7*8" in json.dumps(use) and "56" in json.dumps(use)
+        time.sleep(0.2)
+        assert any("Finished XLA compilation" in line for line in server.errors[:before])
+        assert not any("Finished XLA compilation" in line for line in server.errors[before:])  # warmed up
     finally:
         server.stop()
 

@@ -1,6 +1,8 @@
 """Calls inside a completion, by a model that says what a table says; the same through the engine."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.inference.calls import Caller, run_call
 from jaxgpt.inference.engine import Engine
-from jaxgpt.inference.request import Request, Sampling
+from jaxgpt.inference.request import Finished, Request, Sampling
 from jaxgpt.model import transformer
 from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer.conversation import parse, render_prompt, result_tokens
@@ -59,6 +61,31 @@ def test_a_mistake_is_a_result_and_long_ones_are_cut(engine):
     assert parts[1]["text"] == "error: calculator failed (ZeroDivisionError)"
     _, parts = answer(engine, Caller(TOKENIZER, {"a": lambda text: "x" * 99}, longest=9))
     assert parts[1]["text"] == "xxxxxxxxx … (99 characters in all)"
+
+
+def test_others_go_on_while_a_tool_runs(engine):
+    """The tool ends only once another request, which came later, is through."""
+    released, events = threading.Event(), []
+    with ThreadPoolExecutor() as pool:
+        caller = Caller(TOKENIZER, {"slow": lambda text: "56" if released.wait(60) else "nobody went on"}, pool=pool)
+        prompt = tuple(render_prompt(TOKENIZER, [{"role": "user", "content": "7*8?"}]))
+        options = dict(stop_tokens=(END,), sampling=Sampling(temperature=0))
+        calling = [engine.submit(Request(prompt, 80, watch=caller.watch, watcher=caller, **options)) for _ in range(2)]
+        while sum(event.token == CALL for event in events) < 4:
+            events += engine.step()
+        assert engine.step() == [] and engine.active == 2  # they wait
+        assert [event.reason for event in engine.cancel(calling[1])] == ["cancelled"]  # and one is not wanted any more
+        events.clear()
+        other = engine.submit(Request((RESULT,), 10, **options))
+        while not any(isinstance(event, Finished) for event in events):
+            events += engine.step()
+        assert {event.request for event in events} == {other} and "".join(event.text for event in events) == "OK"
+        released.set()
+        events.clear()
+        while not engine.idle:
+            events += engine.step()
+    assert {event.request for event in events} == {calling[0]} and events[-1].reason == "stop"
+    assert "".join(event.text for event in events) == "56OK"
 
 
 def test_calls_beyond_the_budget_are_answered_by_an_error():
