@@ -22,11 +22,14 @@ def add(commands, prepare: Callable[[], None]) -> None:
                        help="of activations and products (default: float32)")
     bring.set_defaults(command=lambda arguments: (prepare(), _import(arguments))[1])
 
-    send = commands.add_parser("export", help="write a model as a Hugging Face folder")
+    send = commands.add_parser("export", help="write a model as a Hugging Face folder, or for llama2.c")
     send.add_argument("workdir", metavar="WORKDIR", help="of a run or an import")
     send.add_argument("--to", metavar="DIR", required=True, help="a new folder")
     send.add_argument("--stage", metavar="NAME", help="whose model (default: the last that is complete)")
-    send.add_argument("--dtype", choices=dtypes, help="of the weights (default: that of the parameters)")
+    send.add_argument("--format", choices=("huggingface", "llama2.c"), default="huggingface",
+                      help="llama2.c: model.bin and tokenizer.bin for its run (default: huggingface)")
+    send.add_argument("--dtype", choices=dtypes, help="of the weights (default: that of the parameters; llama2.c's are "
+                      "float32)")
     send.set_defaults(command=lambda arguments: (prepare(), _export(arguments))[1])
 
     info = commands.add_parser("info", help="a model's parameters, FLOPs, KV cache and memory")
@@ -49,7 +52,13 @@ def _import(arguments) -> int:
 
 
 def _export(arguments) -> int:
-    from jaxgpt.pretrain.imported import export
+    from jaxgpt.pretrain.imported import export, export_llama2c
+    if arguments.format == "llama2.c":
+        if arguments.dtype not in (None, "float32"):
+            raise UserError(f"--dtype {arguments.dtype}: llama2.c's weights are float32")
+        export_llama2c(arguments.workdir, arguments.to, stage=arguments.stage)
+        print(f"try it: ./run {arguments.to}/model.bin -z {arguments.to}/tokenizer.bin -i 'Once upon a time'")
+        return 0
     family = export(arguments.workdir, arguments.to, stage=arguments.stage, dtype=arguments.dtype)
     print(f"written to {arguments.to}, as a {family}")
     return 0

@@ -10,12 +10,16 @@ SHAPE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidd
          "num_key_value_heads": 2, "max_position_embeddings": 160, "bos_token_id": 1, "eos_token_id": 2}
 ROPE = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 40, "beta_fast": 4.0,
+        "beta_slow": 1.0}
 FAMILIES = {
     "gpt2": ("GPT2", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160, "bos_token_id": 1,
                       "eos_token_id": 2}),
     "llama2": ("Llama", {**SHAPE, "num_key_value_heads": 4, "rms_norm_eps": 1e-5}),
     "llama3": ("Llama", {**SHAPE, "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}),
     "llama3_2": ("Llama", {**SHAPE, "rope_parameters": ROPE, "tie_word_embeddings": True}),
+    "llama_linear": ("Llama", {**SHAPE, "rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}}),
+    "llama_yarn": ("Llama", {**SHAPE, "rope_parameters": YARN}),
     "mistral": ("Mistral", {**SHAPE, "sliding_window": 8}),
     "qwen2": ("Qwen2", SHAPE),
     "qwen2_windows": ("Qwen2", {**SHAPE, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),

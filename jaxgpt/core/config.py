@@ -174,6 +174,8 @@ def conform(value, annotation):
         raise ValueError(f"{value!r} is not one of {', '.join(map(repr, arguments))}")
     if origin in (typing.Union, types.UnionType):
         for choice in arguments:
+            if isinstance(value, dict) and dataclasses.is_dataclass(choice) and value.get("type") != choice.__name__:
+                continue  # several classes may have the same fields
             try:
                 return conform(value, choice)
             except ValueError:

@@ -9,7 +9,8 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary wavelengths are stretched for contexts longer than those trained on; see `layers.rope_frequencies`.
+    """How Llama 3.1 stretches rotary wavelengths for a context longer than the one trained on; see
+    `layers.rope_frequencies`.
 
     Attributes:
       factor: of the wavelengths that the original context holds less than `low` times.
@@ -25,6 +26,47 @@ class RopeScaling:
     def __post_init__(self):
         if not 1 <= self.factor < math.inf or not 0 < self.low < self.high < math.inf or self.context < 1:
             raise ValueError(f"rope_scaling={self}: factor and context are at least 1, and 0 < low < high")
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """All rotary wavelengths are `factor` times as long: positions are interpolated (Chen et al. 2023)."""
+
+    factor: float
+
+    def __post_init__(self):
+        if not 1 <= self.factor < math.inf:
+            raise ValueError(f"rope_scaling={self}: factor is at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN's stretch of rotary wavelengths, as Qwen and DeepSeek have it; see `layers.yarn_frequencies`.
+
+    Attributes:
+      factor: of the wavelengths that the original context holds less than `slow` times.
+      context: the original one.
+      fast, slow: between so many turns within it, the stretch fades in.
+      attention: of rotated queries and keys; 1 + 0.1 ln(factor) where None.
+      whole: whether the stretch begins and ends at whole pairs.
+    """
+
+    factor: float
+    context: int
+    fast: float = 32.0
+    slow: float = 1.0
+    attention: float | None = None
+    whole: bool = True
+
+    def __post_init__(self):
+        if not 1 <= self.factor < math.inf or not 0 < self.slow < self.fast < math.inf or self.context < 1:
+            raise ValueError(f"rope_scaling={self}: factor and context are at least 1, and 0 < slow < fast")
+        if self.attention is not None and not 0 < self.attention < math.inf:
+            raise ValueError(f"rope_scaling={self}: attention is a number above 0")
+
+    @property
+    def scale(self) -> float:
+        return 1 + 0.1 * math.log(self.factor) if self.attention is None else self.attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +119,7 @@ class Config:
     mlp_width: int | None = None
     position: Literal["rotary", "learned"] = "rotary"
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | LinearScaling | YarnScaling | None = None
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_scale: bool = True
     norm_eps: float = 1e-6

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import read_json
-from jaxgpt.model.config import Config, RopeScaling
+from jaxgpt.model.config import Config, LinearScaling, RopeScaling, YarnScaling
 
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
                  "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "mixtral": "MixtralForCausalLM",
@@ -141,7 +142,7 @@ def _llama(path: Path, family: str, fields: dict) -> dict:
             "qk_norm": family in ("qwen3", "qwen3_moe"), "windows": _read_windows(path, family, fields)}
 
 
-def _rope(path: Path, fields: dict) -> tuple[float, RopeScaling | None]:
+def _rope(path: Path, fields: dict) -> tuple[float, RopeScaling | LinearScaling | YarnScaling | None]:
     """Rotary positions, as config.json says it before transformers 5 (rope_theta, rope_scaling) or since."""
     field = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     found = fields.get(field) or {}
@@ -156,11 +157,39 @@ def _rope(path: Path, fields: dict) -> tuple[float, RopeScaling | None]:
             return float(theta), RopeScaling(
                 factor=float(found["factor"]), low=float(found["low_freq_factor"]),
                 high=float(found["high_freq_factor"]), context=int(found["original_max_position_embeddings"]))
+        if kind == "linear":
+            return float(theta), LinearScaling(factor=float(found["factor"]))
+        if kind == "yarn":
+            return float(theta), _yarn(found, fields["max_position_embeddings"])
     except KeyError as error:
-        raise UserError(f"{path}: {field} lacks {error.args[0]!r}, which rope_type llama3 needs") from error
+        raise UserError(f"{path}: {field} lacks {error.args[0]!r}, which rope_type {kind} needs") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {field} is {_short(found)} ({error})") from error
-    raise UserError(f"{path}: {field}.rope_type is {kind!r}; supported: default, llama3")
+    raise UserError(f"{path}: {field}.rope_type is {kind!r}; supported: default, linear, llama3, yarn")
+
+
+def _yarn(found: dict, context: int) -> YarnScaling:
+    original = int(found.get("original_max_position_embeddings") or context)
+    factor = float(context / original if "factor" in found and found["factor"] is None else found["factor"])
+    attention = found.get("attention_factor")
+    if attention is None and found.get("mscale") and found.get("mscale_all_dim"):  # DeepSeek's
+        over, under = (1 + 0.1 * found[name] * math.log(factor) for name in ("mscale", "mscale_all_dim"))
+        attention = over / under
+    return YarnScaling(factor=factor, context=original, fast=float(found.get("beta_fast") or 32),
+                       slow=float(found.get("beta_slow") or 1), whole=bool(found.get("truncate", True)),
+                       attention=None if attention is None else float(attention))
+
+
+def _write_rope(scaling: RopeScaling | LinearScaling | YarnScaling) -> dict:
+    if isinstance(scaling, LinearScaling):
+        return {"rope_type": "linear", "factor": scaling.factor}
+    if isinstance(scaling, YarnScaling):
+        said = {} if scaling.attention is None else {"attention_factor": scaling.attention}
+        said |= {} if scaling.whole else {"truncate": False}
+        return {"rope_type": "yarn", "factor": scaling.factor, "original_max_position_embeddings": scaling.context,
+                "beta_fast": scaling.fast, "beta_slow": scaling.slow, **said}
+    return {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low,
+            "high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.context}
 
 
 def _read_windows(path: Path, family: str, fields: dict) -> tuple[int | None, ...]:
@@ -254,10 +283,7 @@ def write_config(config: Config, family: str, dtype: str, tokens: Mapping[str, A
     else:
         fields |= {"hidden_act": "silu", "rope_theta": config.rope_theta}
         if config.rope_scaling:
-            scaling = config.rope_scaling
-            fields["rope_scaling"] = {
-                "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low,
-                "high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.context}
+            fields["rope_scaling"] = _write_rope(config.rope_scaling)
         fields |= _write_windows(config, family)
     if family in ("llama", "qwen3", "qwen3_moe"):
         fields["attention_bias"] = False

@@ -99,8 +99,8 @@ def layer_norm(x: jax.Array, scale: jax.Array | None = None, bias: jax.Array | N
 
 
 def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0,
-           frequencies: jax.Array | np.ndarray | None = None) -> jax.Array:
-    """Rotates each pair (x_i, x_{i + H/2}) of a head by the angle position · θ^(-2i/H).
+           frequencies: jax.Array | np.ndarray | None = None, scale: float = 1.0) -> jax.Array:
+    """Rotates each pair (x_i, x_{i + H/2}) of a head by the angle position · θ^(-2i/H), and multiplies it by `scale`.
 
     Source: Su et al. 2021, "RoFormer", equation 34; pairs lie half a head apart, as in Llama.
 
@@ -109,6 +109,7 @@ def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0,
       positions: int [B, T].
       theta: the base θ of the wavelengths.
       frequencies: [H/2], angles a position, in place of those of θ.
+      scale: of the result, as YaRN has it.
 
     Returns:
       [B, T, N, H].
@@ -118,7 +119,7 @@ def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10_000.0,
     if frequencies is None:
         frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_BT1H = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
+    cos, sin = scale * jnp.cos(angle_BT1H), scale * jnp.sin(angle_BT1H)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -147,6 +148,35 @@ def rope_frequencies(size: int, *, theta: float, factor: float, low: float, high
     plain = theta ** (-np.arange(0, size, 2) / size)
     kept = np.clip((context * plain / (2 * np.pi) - low) / (high - low), 0, 1)
     return (plain * (kept + (1 - kept) / factor)).astype(np.float32)
+
+
+def yarn_frequencies(size: int, *, theta: float, factor: float, fast: float, slow: float, context: int,
+                     whole: bool = True) -> np.ndarray:
+    """Frequencies of rotary positions by YaRN: slow ones divided by `factor`, fast ones kept, a ramp over pairs between.
+
+        f_i = θ^(-2i/H),   i(n) = H ln(context / 2πn) / (2 ln θ)   (the pair that turns n times within the context)
+        r_i = clip((i - i(fast)) / (i(slow) - i(fast)), 0, 1)
+        f'_i = (1 - r_i) f_i + r_i f_i / factor
+
+    Source: Peng et al. 2023, "YaRN", equations 17 and 22 and the code that goes with it, whose ramp is over i.
+
+    Args:
+      size: H, of a head.
+      theta, factor, fast, slow, context: as in the equation.
+      whole: i(fast) is rounded down and i(slow) up.
+
+    Returns:
+      float32 [H/2].
+
+    >>> [round(float(f), 6) for f in yarn_frequencies(4, theta=10_000.0, factor=4.0, fast=32.0, slow=1.0, context=8192)]
+    [1.0, 0.00625]
+    """
+    plain = theta ** (-np.arange(0, size, 2) / size)
+    first, last = (size * math.log(context / (2 * math.pi * turns)) / (2 * math.log(theta)) for turns in (fast, slow))
+    first, last = (math.floor(first), math.ceil(last)) if whole else (first, last)
+    first, last = max(first, 0), min(last, size - 1)
+    ramp = np.clip((np.arange(size // 2) - first) / max(last - first, 1e-3), 0, 1)
+    return (plain * (1 - ramp + ramp / factor)).astype(np.float32)
 
 
 def spread_kv_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:

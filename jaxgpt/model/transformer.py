@@ -19,14 +19,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.core.shapes import check
 from jaxgpt.core.sharding import shard
 from jaxgpt.model import experts, remat
 from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention, write_cache
-from jaxgpt.model.config import Config
-from jaxgpt.model.layers import activate, layer_norm, linear, rms_norm, rope_frequencies, rotary, soft_cap
+from jaxgpt.model.config import Config, LinearScaling, YarnScaling
+from jaxgpt.model.layers import (activate, layer_norm, linear, rms_norm, rope_frequencies, rotary, soft_cap,
+                                 yarn_frequencies)
 
 Cache = tuple[dict[str, jax.Array], ...]  # one a layer
 
@@ -117,9 +119,8 @@ class Attention(nn.Module):
             q = rms_norm(q, self._scale("q_norm"), eps=config.norm_eps)
             k = rms_norm(k, self._scale("k_norm"), eps=config.norm_eps)
         if config.position == "rotary":
-            stretch = config.rope_scaling and dataclasses.asdict(config.rope_scaling)
-            frequencies = stretch and rope_frequencies(H, theta=config.rope_theta, **stretch)
-            q, k = (rotary(a, positions, theta=config.rope_theta, frequencies=frequencies) for a in (q, k))
+            frequencies, scale = _rope(config)
+            q, k = (rotary(a, positions, theta=config.rope_theta, frequencies=frequencies, scale=scale) for a in (q, k))
         q = shard(q, "batch", "seq", "heads", None)
         k, v = (shard(a, "batch", "seq", "kv_heads", None) for a in (k, v))
         q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
@@ -338,6 +339,19 @@ def _boxed(rng, config):
     tokens = jnp.zeros((1, 1), jnp.int32)
     config = dataclasses.replace(config, attention="xla")  # a kernel may not take one position
     return Transformer(config).init(rng, tokens, tokens, None, None)["params"]
+
+
+def _rope(config: Config) -> tuple[np.ndarray | None, float]:
+    """Frequencies of rotary positions where they are not those of θ, and what rotated queries and keys are scaled by."""
+    H, theta, scaling = config.H, config.rope_theta, config.rope_scaling
+    if scaling is None:
+        return None, 1.0
+    if isinstance(scaling, LinearScaling):
+        return (theta ** (-np.arange(0, H, 2) / H) / scaling.factor).astype(np.float32), 1.0
+    if isinstance(scaling, YarnScaling):
+        return yarn_frequencies(H, theta=theta, factor=scaling.factor, fast=scaling.fast, slow=scaling.slow,
+                                context=scaling.context, whole=scaling.whole), scaling.scale
+    return rope_frequencies(H, theta=theta, **dataclasses.asdict(scaling)), 1.0
 
 
 def _per_layer(config: Config) -> list[int | None]:

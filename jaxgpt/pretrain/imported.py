@@ -23,9 +23,10 @@ from jaxgpt.core.files import read_json, whole_folder
 from jaxgpt.core.sharding import Layout
 from jaxgpt.core.state import TrainState
 from jaxgpt.inference.load import load
-from jaxgpt.model import hf, transformer
+from jaxgpt.model import hf, llama2c, transformer
 from jaxgpt.model.hf_config import family_of, read_config
 from jaxgpt.tokenizer import hf as hf_tokenizer
+from jaxgpt.tokenizer import llama2c as llama2c_tokenizer
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 KEPT = (*hf_tokenizer.FILES, "generation_config.json")  # beside the weights; they go out again as they came
@@ -119,6 +120,24 @@ def download(name: str) -> str:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{name}: no such folder, and no such model could be had from huggingface.co "
                         f"({type(error).__name__}: {reason})") from error
+
+
+def export_llama2c(workdir: str | Path, folder: str | Path, *, stage: str | None = None) -> None:
+    """Writes a stage's model as model.bin and tokenizer.bin, which llama2.c's `run` plays; whole or not at all.
+
+    Args: as of `export`.
+
+    Raises:
+      UserError: no such model, llama2.c cannot say what it is, or the folder cannot be written.
+    """
+    loaded = load(workdir, stage)
+    if wrong := llama2c.refusals(loaded.config):
+        raise UserError(f"llama2.c cannot play {loaded.stage}: {'; '.join(wrong)}")
+    check_tokenizer(Path(workdir) / loaded.stage, loaded.tokenizer, loaded.config)
+    rows, spelt, scores = llama2c_tokenizer.pieces(loaded.tokenizer, loaded.config.vocab_size)
+    with whole_folder(folder) as partial:
+        llama2c.write_model(loaded.params, loaded.config, partial / "model.bin", rows=rows)
+        llama2c_tokenizer.write_tokenizer(partial / "tokenizer.bin", spelt, scores)
 
 
 def export(workdir: str | Path, folder: str | Path, *, stage: str | None = None, dtype: str | None = None) -> str:

@@ -21,7 +21,7 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece spells a space
 class Engine(Tokenizer):
     """A tokenizer.json, run as its authors run it, except that no text becomes a special token.
 
-    Its attributes are those of `Tokenizer`; there is no pattern.
+    Its attributes are those of `Tokenizer`, and `source`, the text of the file; there is no pattern.
     """
 
     def __init__(self, text: str, *, name: str, special: dict[str, int], bos: str, end: str):
@@ -37,7 +37,7 @@ class Engine(Tokenizer):
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(str(error)) from error
         self.name, self.pattern, self.normalization = name, None, None
-        self._source, self._decodes = text, _decoding(found.get("decoder"))
+        self.source, self._decodes = text, _decoding(found.get("decoder"))
         self.special = dict(sorted(special.items(), key=lambda item: item[1]))
         vocabulary = found["model"]["vocab"]
         self.vocab_size = max(*vocabulary.values(), *special.values()) + 1
@@ -66,14 +66,14 @@ class Engine(Tokenizer):
 
     def fingerprint(self) -> str:
         """The SHA-256 of what `save` writes, in hexadecimal."""
-        return hashlib.sha256(self._source.encode()).hexdigest()
+        return hashlib.sha256(self.source.encode()).hexdigest()
 
     def save(self, directory: str | os.PathLike) -> Path:
         """Writes `directory`/tokenizer.json, and beside it which tokens open and end a text."""
         spelling = {id: token for token, id in self.special.items()}
         ends = {"bos_token": spelling[self.bos], "eos_token": spelling[self.end]}
         write_text(Path(directory) / "tokenizer_config.json", json.dumps(ends))
-        return write_text(Path(directory) / "tokenizer.json", self._source)
+        return write_text(Path(directory) / "tokenizer.json", self.source)
 
 
 def _decoding(decoder: dict | None) -> str:

@@ -79,7 +79,8 @@ def test_logits(pair, tokens):
 
 
 @pytest.mark.parametrize("name, field, other", [
-    ("llama3_2", "rope_scaling", None), ("mistral", "windows", (None,)), ("qwen2_windows", "windows", (None,)),
+    ("llama3_2", "rope_scaling", None), ("llama_linear", "rope_scaling", None),
+    ("llama_yarn", "rope_scaling", None), ("mistral", "windows", (None,)), ("qwen2_windows", "windows", (None,)),
     ("llama3", "rope_theta", 10_000.0), ("gpt2", "activation", "gelu"), ("llama2", "norm_eps", 1e-2),
     ("qwen3_moe", "norm_topk", True), ("mixtral", "experts_per_token", 1)])
 def test_logits_would_show_a_feature_left_out(name, field, other, tokens, tmp_path):
@@ -260,6 +261,11 @@ def test_types_are_cast_only_on_purpose(folder):
     ({"model_type": "llama", "rope_theta": 5e5, "rope_scaling": {
         "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
         "rope_type": "llama3"}}, {"rope_theta": 5e5, "rope_scaling": config_module.RopeScaling(32.0)}),
+    ({"model_type": "qwen2", "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+     {"rope_scaling": config_module.YarnScaling(factor=4.0, context=32768)}),
+    ({"model_type": "llama", "max_position_embeddings": 64, "rope_scaling": {
+        "rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0}},
+     {"rope_scaling": config_module.YarnScaling(factor=2.0, context=64, attention=1.0)}),
     ({"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 131072, "max_window_layers": 21,
       "use_mrope": False}, {"windows": (None,), "qkv_bias": True, "kv_heads": 32}),
     ({"model_type": "qwen3", "num_key_value_heads": 8}, {"head_dim": 128, "qk_norm": True, "kv_heads": 8}),
@@ -293,8 +299,10 @@ def change(folder, **fields):
 @pytest.mark.parametrize("fields, words", [
     ({"model_type": "mamba"}, "config.json: model_type is 'mamba'; supported: gpt2, llama"),
     ({"architectures": ["LlamaForTokenClassification"]}, "architectures names 'LlamaForTokenClassification'; supported: Llama"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type is 'yarn'; supported: default, llama3"),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type is 'dynamic'; supported: default, linear, llama3, yarn"),
     ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling lacks 'factor'"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling lacks 'factor', which rope_type yarn needs"),
+    ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling is .*factor is at least 1"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: silu"),
     ({"attention_bias": True}, "attention_bias is True; supported: False"),
     ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, a field that llama does not have here"),

@@ -18,6 +18,7 @@ from jaxgpt.tools.sandbox import Limits, Python, run_python
 
 walls = pytest.mark.skipif(bool(sandbox.refusal()), reason=f"no walls here: {sandbox.refusal()}")
 SHORT = Limits(seconds=1.0)
+FILLS_MEMORY = Limits(seconds=20.0)  # a slow machine takes a while to fill it
 
 
 def told(code: str, limits: Limits = SHORT) -> str:
@@ -64,7 +65,8 @@ def test_what_a_program_prints_comes_back():
     ("import os; os.kill(os.getpid(), 9)", "without a word|printed nothing|longer"),
 ])
 def test_taking_too_much(code, says):
-    assert re.search(says, told(code)), told(code)
+    answer = told(code, FILLS_MEMORY if "append(bytearray" in code else SHORT)
+    assert re.search(says, answer), answer
 
 
 @walls
