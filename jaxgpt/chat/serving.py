@@ -93,7 +93,8 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
 def _warm_up(worker: Worker, models: Models) -> None:
     """Makes an engine for each shape of model, and compiles what it needs: models of the same shape share it."""
     for model in {model.config: model for model in models.models.values()}.values():
-        print(f"compiling for models like {model.name}, so that no answer waits for it (--no-warm-up leaves it out) ...",
+        print(f"compiling for models like {model.name}, so that no answer waits for it (--no-warm-up leaves it out, "
+              "JAX_COMPILATION_CACHE_DIR=FOLDER keeps it for the next start) ...",
               file=sys.stderr, flush=True)
         begun, V = time.monotonic(), model.config.vocab_size
         engine = worker.engines[model.name] = worker.make(model)
