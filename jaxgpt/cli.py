@@ -90,8 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="continue a text with any stage's model")
     _model_arguments(sample)
     sample.add_argument("--prompt", metavar="TEXT", default="", help="what to continue (default: an empty document)")
+    sample.add_argument("--prompt-file", metavar="FILE", help="continue what a file holds, without the newline at its "
+                        "end, e.g. experiments/prompts/few_shot.txt")
     sample.add_argument("--samples", metavar="N", type=int, default=1, help="how many continuations (default: 1)")
     _sampling_arguments(sample, temperature=0.8, tokens=100)
+    sample.add_argument("--stop", metavar="TEXT", action="append", default=[],
+                        help="end before this text; may be repeated ('\\n' is a newline)")
+    sample.add_argument("--probabilities", action="store_true", help="show the probability of each new token")
+    sample.add_argument("--json", action="store_true", help="print a line of JSON for each sample, with its tokens")
     sample.set_defaults(command=_sample)
 
     tokenize = commands.add_parser("tokenize", help="show the tokens of a text in colour, with their ids")
@@ -277,10 +283,17 @@ def _serve(arguments) -> int:
 
 def _sample(arguments) -> int:
     _prepare_jax()
-    from jaxgpt.chat import terminal
+    from jaxgpt.chat.sample import sample
+    from jaxgpt.core.files import read_text
     from jaxgpt.inference.load import load
+    prompt = arguments.prompt
+    if arguments.prompt_file is not None:
+        if prompt:
+            raise UserError("--prompt and --prompt-file: give one of the two")
+        prompt = read_text(arguments.prompt_file).removesuffix("\n")
     loaded = load(Path(arguments.workdir), arguments.stage)
-    return terminal.sample_text(loaded, arguments.prompt, samples=arguments.samples, **_sampling(arguments))
+    return sample(loaded, prompt, samples=arguments.samples, stop=[text.replace("\\n", "\n") for text in arguments.stop],
+                  probabilities=arguments.probabilities, as_json=arguments.json, **_sampling(arguments))
 
 
 def _sampling(arguments) -> dict:

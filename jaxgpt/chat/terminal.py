@@ -1,4 +1,4 @@
-"""A chat in the terminal, and plain continuation of a text for models that cannot chat yet."""
+"""A chat in the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import jax
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import write_text
 from jaxgpt.inference.calls import Caller, Tool
-from jaxgpt.inference.generate import generate, sampling_options, stream
+from jaxgpt.inference.generate import sampling_options, stream
 from jaxgpt.inference.load import Loaded
 from jaxgpt.tokenizer.conversation import ROLES, Message, parse, render_prompt
 from jaxgpt.tokenizer.special import CALL, RESULT
@@ -211,44 +211,6 @@ def chat(loaded: Loaded, *, system: str | None = None, prompt: str | None = None
             return 0
         except UserError as error:
             _print(output, f"({error})\n")
-
-
-def sample_text(loaded: Loaded, prompt: str = "", *, samples: int = 1, temperature: float = 0.8,
-                top_k: int | None = None, top_p: float | None = None, max_new_tokens: int = 100, seed: int = 0,
-                output: TextIO | None = None) -> int:
-    """Prints `prompt` and what the model continues it with; one sample streams, several are separated by a line.
-
-    Args:
-      loaded: the model.
-      prompt: the text to continue, after `<|bos|>`.
-      samples: how many continuations.
-      temperature, top_k, top_p, max_new_tokens: of `generate.stream`.
-      seed: sample n draws from (key(seed), n).
-      output: a stream of text; standard output where None.
-
-    Returns:
-      The exit status, 0.
-
-    Raises:
-      UserError: an option is impossible, or `prompt` does not fit the context.
-    """
-    if samples < 1:
-        raise UserError(f"samples is {samples}, but must be at least 1")
-    output, tokenizer = output or sys.stdout, loaded.tokenizer
-    tokens = [tokenizer.bos, *tokenizer.encode(prompt)]
-    options = dict(rng=jax.random.key(seed), max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-                   top_p=top_p, stop=(tokenizer.bos, tokenizer.end))
-    if samples == 1:
-        pieces = text_pieces(tokenizer, stream(loaded.params, loaded.config, tokens, **options))
-        _print(output, prompt)
-        for piece in pieces:
-            _print(output, piece)
-        _print(output, "\n")
-        return 0
-    for number, completion in enumerate(generate(loaded.params, loaded.config, [tokens] * samples, **options)):
-        line = "-" * 40 + "\n" if number else ""
-        _print(output, line + prompt + tokenizer.decode(completion.content, special=False) + "\n")
-    return 0
 
 
 # --- one line of the chat --------------------------------------------------------------------------------------------

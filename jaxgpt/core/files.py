@@ -59,6 +59,22 @@ def write_json(path: str | os.PathLike, value) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """Reads a text.
+
+    Raises:
+      UserError: the file is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def read_json(path: str | os.PathLike):
     """Reads a JSON file.
 

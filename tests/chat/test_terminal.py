@@ -163,18 +163,6 @@ def test_codes_of_the_terminal_are_spelt_out(caller):
     assert shown == "[7*8 → \\x1b]0;owned\\x07\\x1b[2J] OK\n"
 
 
-def test_sample_continues_a_text(loaded):
-    one, three = io.StringIO(), io.StringIO()
-    assert terminal.sample_text(loaded, "Once", max_new_tokens=8, output=one) == 0
-    assert terminal.sample_text(loaded, "Once", samples=3, max_new_tokens=8, output=three) == 0
-    samples = three.getvalue().split("-" * 40 + "\n")
-    assert len(samples) == 3 and len(set(samples)) == 3
-    assert all(sample.startswith("Once") for sample in samples)
-    assert samples[0] == one.getvalue()
-    with pytest.raises(UserError, match="samples is 0"):
-        terminal.sample_text(loaded, samples=0)
-
-
 PROGRAM = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # standard input becomes this session's terminal, whose Ctrl-C reaches us
