@@ -137,9 +137,9 @@ class _Parser:
 
     def _class(self, begin: int) -> Ranges:
         negated, found = self._take("^"), []
-        first = True
-        while first or self._next() != "]":
-            first = False
+        if self._next() == "]":  # which dialects read in two ways
+            raise self._wrong("a ] that a class begins with should be spelt \\]")
+        while self._next() != "]":
             low = self._member(begin)
             if self._next() == "-" and self.pattern[self.at + 1:self.at + 2] not in ("]", ""):
                 dash, self.at = self.at, self.at + 1
