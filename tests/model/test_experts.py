@@ -27,6 +27,7 @@ def loss(params, batch, config, auxiliary=True):
 
 
 jitted_loss = jax.jit(loss, static_argnames=("config", "auxiliary"))
+gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnames=("config", "auxiliary"))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -118,13 +119,13 @@ def test_places_go_in_order_and_the_rest_passes_by(parts):
     assert float(experts.dropped_share(logits, 1, jnp.array([[1., 1, 1, 1, 0, 0]]), places_each=2)) == pytest.approx(1 / 4)
 
 
-MESHES = [("fsdp_tensor", {"expert": 2, "fsdp": 2, "tensor": 2}, None), ("fsdp_tensor", {"expert": 4, "tensor": 2}, 0.75),
+MESHES = [("fsdp_tensor", {"expert": 4, "tensor": 2}, 0.75),
           ("fsdp_tensor_sequence", {"expert": 2, "sequence": 2, "fsdp": 2}, None),
           ("fsdp_tensor_sequence", {"expert": 2, "sequence": 2, "fsdp": 2}, 0.75), ("fsdp", {"fsdp": 8}, None)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rules, layout, factor", MESHES, ids=["e2f2t2", "e4t2-capacity", "e2s2f2", "e2s2f2-capacity", "f8"])
+@pytest.mark.parametrize("rules, layout, factor", MESHES, ids=["e4t2-capacity", "e2s2f2", "e2s2f2-capacity", "f8"])
 def test_sharded_is_single(params, batch, rules, layout, factor):
     """The same loss, share dropped and gradients on one device and on eight, however experts and tokens are split."""
     config = dataclasses.replace(CONFIG, capacity_factor=factor)
@@ -138,9 +139,8 @@ def test_sharded_is_single(params, batch, rules, layout, factor):
     many = jax.device_put(params, shardings)
     up = many["layers"]["mlp"]["up"]["weight"]
     assert up.addressable_shards[0].data.shape[1] == 4 // layout.get("expert", 1)
-    gradient = lambda f: jax.jit(jax.value_and_grad(f, has_aux=True))  # noqa: E731
-    found = gradient(run)(many, jax.device_put(batch, sharding.batch_sharding(mesh, rules)))
-    expected = gradient(lambda params, batch: loss(params, batch, config))(params, batch)
+    found = jax.jit(jax.value_and_grad(run, has_aux=True))(many, jax.device_put(batch, sharding.batch_sharding(mesh, rules)))
+    expected = gradients(params, batch, config)
     assert ("dropped" in expected[0][1]) == (factor is not None)
     if factor:
         assert float(expected[0][1]["dropped"]) > 0.05
@@ -196,8 +196,7 @@ def test_causal_with_places_and_cached_without(params):
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "names", "dots"])
 def test_remat_changes_nothing(params, batch, remat):
-    run = jax.jit(jax.grad(lambda p, c: loss(p, batch, c)[0]), static_argnums=1)
-    found, expected = run(params, dataclasses.replace(CONFIG, remat=remat)), run(params, CONFIG)
+    found, expected = gradients(params, batch, dataclasses.replace(CONFIG, remat=remat)), gradients(params, batch, CONFIG)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5 * float(jnp.abs(b).max())),
                  found, expected)
 
