@@ -198,7 +198,11 @@ class _Linear(nn.Module):
                             (x.shape[-1], self.features))
         biased = config.bias if self.bias is None else self.bias
         bias = self.param("bias", _init((self.axes[1],), 0.0), (self.features,)) if biased else None
-        return linear(x, weight.astype(x.dtype), None if bias is None else bias.astype(x.dtype))
+        y = linear(x, weight.astype(x.dtype), None if bias is None else bias.astype(x.dtype))
+        if self.has_variable("params", "lora"):  # an adapter, see `lora.py`
+            a, b = (self.get_variable("params", "lora")[name].astype(x.dtype) for name in ("a", "b"))
+            y = y + linear(linear(x, a), b)
+        return y
 
 
 class _Matrix(nn.Module):

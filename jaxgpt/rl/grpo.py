@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -24,12 +25,14 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Stage
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
+from jaxgpt.core.state import TrainState
 from jaxgpt.evals.evaluate import evaluate as evaluate_task
 from jaxgpt.inference.generate import rollout
 from jaxgpt.inference.load import Loaded
 from jaxgpt.model import losses as model_losses
 from jaxgpt.model import transformer
 from jaxgpt.model.fit import Trainable, abstract_batch, fit, make_trainable, model_of, planned_model
+from jaxgpt.model.lora import Lora
 from jaxgpt.rl import kl as kl_estimators
 from jaxgpt.rl.advantages import group_advantages
 from jaxgpt.rl.losses import aggregate, policy_loss
@@ -60,6 +63,7 @@ class GRPO(Stage):
       accumulate: micro-batches that the P · R rows are divided into.
       optim, loop: as in pretraining; an evaluation is greedy, on held-out problems.
       val_problems: how many.
+      lora: an adapter that is trained in place of the model, which is then the reference too; or None.
     """
 
     name: str = "grpo"
@@ -83,6 +87,7 @@ class GRPO(Stage):
     optim: Optim = Optim(lr=1e-4, schedule="constant")
     loop: Loop = Loop(log_every=1, eval_every=20, save_every=20)
     val_problems: int = 100
+    lora: Lora | None = None
 
     def __post_init__(self):
         if min(self.steps, self.prompts, self.prompt_tokens, self.max_new_tokens, self.updates, self.accumulate,
@@ -107,6 +112,11 @@ class GRPO(Stage):
     def T(self) -> int:
         return self.prompt_tokens + self.max_new_tokens - 1
 
+    @property
+    def _holds_the_first(self) -> bool:
+        """Whether the model that practice starts from is kept: as the reference, or under an adapter."""
+        return self.kl_weight > 0 or self.lora is not None
+
     def inputs(self) -> tuple[str, ...]:
         return (self.start_from,)
 
@@ -119,7 +129,7 @@ class GRPO(Stage):
             grpo_loss, config=config, temperature=self.temperature, clip=self.clip, kl_weight=self.kl_weight,
             aggregation=self.aggregation, max_new_tokens=self.max_new_tokens)
         return make_trainable(context, config, self.optim, loss_fn, steps=self.steps * self.updates,
-                              accumulate=self.accumulate, with_reference=self.kl_weight > 0)
+                              accumulate=self.accumulate, with_reference=self.kl_weight > 0, adapter=self.lora)
 
     def rollout_program(self, config: transformer.Config, stop: int):
         """(params, prompts [P, L], lengths [P], rng) -> Rollouts, jitted."""
@@ -143,7 +153,7 @@ class GRPO(Stage):
         row = sharding.batch_sharding(context.mesh, context.rules)
         batch = {name: batch[name] for name in ("tokens", "targets", "loss_mask", "old_logprobs", "sampler_logprobs")}
         batch["advantages"] = jax.ShapeDtypeStruct((self.rows,), jnp.float32, sharding=row)
-        params = trainable.abstract_state.params
+        params = trainable.abstract_params
         prompts = jax.ShapeDtypeStruct((self.prompts, self.prompt_tokens), jnp.int32, sharding=row)
         lengths = jax.ShapeDtypeStruct((self.prompts,), jnp.int32, sharding=row)
         rng = jax.eval_shape(lambda: jax.random.key(0))
@@ -151,7 +161,7 @@ class GRPO(Stage):
         found = {"rollout": (self.rollout_program(config, 0), (params, prompts, lengths, rng))}
         if self.updates > 1:
             found["score"] = (self.score_program(context, config), (params, fresh))
-        found["train_step"] = (trainable.step, (trainable.abstract_state, params if self.kl_weight > 0 else (),
+        found["train_step"] = (trainable.step, (trainable.abstract_state, params if self._holds_the_first else (),
                                                 batch if self.updates > 1 else fresh))
         return found
 
@@ -162,11 +172,11 @@ class GRPO(Stage):
             raise UserError(f"{self.name}: prompt_tokens={self.prompt_tokens} and max_new_tokens={self.max_new_tokens} "
                             f"are more together than the model's context of {config.context}")
         trainable = self.trainable(context, config)
-        practice = Practice(self, context, config, tokenizer)
-        frozen = trainable.load(checkpoint) if self.kl_weight > 0 else ()
+        frozen = trainable.load(checkpoint) if self._holds_the_first else ()
+        practice = Practice(self, context, config, tokenizer, lambda state: trainable.model(state, frozen))
 
         def evaluate(state, step: int) -> dict:
-            loaded = Loaded(params=state.params, config=config, tokenizer=tokenizer, stage=self.name)
+            loaded = Loaded(params=trainable.model(state, frozen), config=config, tokenizer=tokenizer, stage=self.name)
             scores = evaluate_task(loaded, self.task, problems=practice.held_out, max_new_tokens=self.max_new_tokens,
                                    batch=256, rng=context.rng("evaluate"))
             context.log(f"{self.name}: step {step:,}: greedy accuracy {scores.accuracy:.1%} of {scores.count} held-out "
@@ -182,7 +192,7 @@ class GRPO(Stage):
             return state, {**metrics, "finite": finite}
 
         def create():
-            return trainable.create(context.rng("init"), trainable.load(checkpoint))
+            return trainable.create(context.rng("init"), None if self.lora else trainable.load(checkpoint))
 
         _, outputs = fit(context, trainable, create, loop=self.loop, batches=practice.batches, steps=self.steps,
                          tokens_per_step=None, length=self.T, tokenizer=folder, step_fn=update, frozen=frozen,
@@ -193,9 +203,11 @@ class GRPO(Stage):
 class Practice:
     """Makes each step's batch: problems, rollouts, rewards, advantages. Step k follows from (seed, k, params) alone."""
 
-    def __init__(self, stage: GRPO, context: Context, config: transformer.Config, tokenizer: Tokenizer):
-        """Raises UserError where a problem's prompt is longer than `prompt_tokens`."""
+    def __init__(self, stage: GRPO, context: Context, config: transformer.Config, tokenizer: Tokenizer,
+                 model: Callable[[TrainState], Any] = lambda state: state.params):
+        """`model` gives the policy's parameters. Raises UserError where a problem's prompt is longer than `prompt_tokens`."""
         self._stage, self._context, self._config, self._tokenizer = stage, context, config, tokenizer
+        self._model = model
         parts = ((stage.task, 1.0), *stage.rehearse)
         self._tasks = {task.name: task for task, _ in parts}
         self._problems = mixture(parts, "train", stage.steps * stage.prompts, context.seed)
@@ -211,7 +223,7 @@ class Practice:
     def batches(self, start: int):
         """`next_batch(state) -> (batch, metrics)`, from step `start` on."""
         steps = iter(range(start, self._stage.steps))
-        return lambda state: self.batch(state.params, next(steps))
+        return lambda state: self.batch(self._model(state), next(steps))
 
     def batch(self, params, step: int) -> tuple[dict, dict]:
         """The batch of one step.

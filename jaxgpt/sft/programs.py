@@ -18,6 +18,7 @@ from jaxgpt.data.loader import Batches, ConversationRows
 from jaxgpt.data.packing import Example, empty_row, pack, stack
 from jaxgpt.model import losses, transformer
 from jaxgpt.model.fit import Trainable, abstract_batch, check_fits, fit, make_trainable, model_of, planned_model
+from jaxgpt.model.lora import Lora
 from jaxgpt.tasks.mixture import mixture
 from jaxgpt.tasks.task import Problem
 from jaxgpt.tokenizer.conversation import render
@@ -38,6 +39,7 @@ class SFT(Stage):
       length: positions in a row; conversations are packed whole.
       optim, accumulate, loop: as in pretraining.
       val_conversations: how many held-out ones the validation loss is over.
+      lora: an adapter that is trained in place of the model, or None.
     """
 
     name: str = "sft"
@@ -53,6 +55,7 @@ class SFT(Stage):
     accumulate: int = 1
     loop: Loop = Loop(log_every=10, eval_every=100, save_every=100)
     val_conversations: int = 200
+    lora: Lora | None = None
 
     def __post_init__(self):
         if min(self.steps, self.batch, self.conversations, self.val_conversations, self.length) < 1:
@@ -71,13 +74,14 @@ class SFT(Stage):
         sharding.check_batch(self.batch, context.mesh, context.rules, f"{self.name}.batch", self.accumulate)
         sharding.check_length(self.length, context.mesh, context.rules, f"{self.name}.length")
         loss_fn = functools.partial(losses.next_token_loss, config=config)
-        return make_trainable(context, config, self.optim, loss_fn, steps=self.steps, accumulate=self.accumulate)
+        return make_trainable(context, config, self.optim, loss_fn, steps=self.steps, accumulate=self.accumulate,
+                              adapter=self.lora)
 
     def programs(self, context: Context) -> dict:
         trainable = self.trainable(context, planned_model(context, self.start_from))
-        batch = abstract_batch(context, self.batch, self.length)
-        return {"train_step": (trainable.step, (trainable.abstract_state, (), batch)),
-                "evaluate": (self.evaluation_program(context, trainable.config), (trainable.abstract_state.params, batch))}
+        batch, params = abstract_batch(context, self.batch, self.length), trainable.abstract_params
+        return {"train_step": (trainable.step, (trainable.abstract_state, params if self.lora else (), batch)),
+                "evaluate": (self.evaluation_program(context, trainable.config), (params, batch))}
 
     def evaluation_program(self, context: Context, config: transformer.Config):
         """(params, batch) -> (nats, tokens), jitted."""
@@ -113,17 +117,20 @@ class SFT(Stage):
         held_out = sharding.put(jax.tree.map(lambda x: x[mine], held_out), by_rows)
         sums = self.evaluation_program(context, config)
 
+        frozen = trainable.load(checkpoint) if self.lora else ()
+
         def evaluate(state, step: int) -> dict:
-            totals = [jax.device_get(sums(state.params, batch)) for batch in held_out]
+            params = trainable.model(state, frozen)
+            totals = [jax.device_get(sums(params, batch)) for batch in held_out]
             nats, tokens = np.asarray(totals, np.float64).sum(axis=0)
             return {"val_loss": nats / tokens}
 
         def create():
-            return trainable.create(context.rng("init"), trainable.load(checkpoint))
+            return trainable.create(context.rng("init"), None if self.lora else trainable.load(checkpoint))
 
         _, outputs = fit(context, trainable, create, loop=self.loop, batches=train_batches, steps=self.steps,
                          tokens_per_step=self.batch * self.length, length=self.length, tokenizer=folder,
-                         evaluate=evaluate)
+                         frozen=frozen, evaluate=evaluate)
         return outputs
 
 
