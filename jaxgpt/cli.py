@@ -227,7 +227,7 @@ def _run_stages(arguments) -> int:
     report = workdir / "report" / "report.html"
     if report.exists() and arguments.stage in (None, "report"):
         print(f"report: {report}")
-    if any(hasattr(stage, "start_from") for stage in chosen.stages) and not arguments.stage:
+    if any(getattr(stage, "start_from", None) for stage in chosen.stages) and not arguments.stage:
         print(f"talk to it: jaxgpt chat {shlex.quote(str(workdir))}")
     return 0
 

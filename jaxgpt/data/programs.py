@@ -17,6 +17,7 @@ from jaxgpt.curation.document import Document
 from jaxgpt.curation.pipeline import read_corpus
 from jaxgpt.data.shards import TokenDocument, write_shards
 from jaxgpt.tokenizer import bpe
+from jaxgpt.tokenizer.hf import load as load_tokenizer
 from jaxgpt.tokenizer.tokenizer import TIKTOKEN_NAMES, Tokenizer
 
 SPLITS = ("train", "val")
@@ -68,7 +69,7 @@ class Tokenize(Stage):
 
     Attributes:
       corpus: the stage that wrote the documents.
-      tokenizer: the stage that wrote the tokenizer, or the name of one of tiktoken's encodings, such as "gpt2".
+      tokenizer: the stage that wrote the tokenizer or imported one, or the name of one of tiktoken's encodings, such as "gpt2".
       documents_per_shard: a shard's size.
       xz: whether to measure the compressor.
     """
@@ -94,7 +95,7 @@ class Tokenize(Stage):
         if self._encoding():
             tokenizer = Tokenizer.from_tiktoken(self.tokenizer)
         else:
-            tokenizer = Tokenizer.load(context.path(self.tokenizer, "tokenizer"))
+            tokenizer = load_tokenizer(context.path(self.tokenizer, "tokenizer"))
         folder = context.path(self.corpus, "documents")
         total = context.output(self.corpus, "steps")
         progress = context.progress(sum(total[split]["documents"] for split in SPLITS), "documents", "tokenize")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt.core import distributed, sharding
+from jaxgpt.core.config import first_difference, to_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Stage
 from jaxgpt.core.files import write_text
@@ -24,8 +25,10 @@ from jaxgpt.data.mixture import Mixture, Phase
 from jaxgpt.inference.generate import generate
 from jaxgpt.inference.generate import programs as generation_programs
 from jaxgpt.model import losses, transformer
-from jaxgpt.model.fit import Trainable, abstract_batch, check_fits, fit, make_trainable
+from jaxgpt.model.fit import Trainable, abstract_batch, check_fits, fit, make_trainable, model_of
+from jaxgpt.model.lora import Lora
 from jaxgpt.pretrain.evaluate import evaluation_program, validation
+from jaxgpt.tokenizer.hf import load as load_tokenizer
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -48,6 +51,9 @@ class Pretrain(Stage):
       data: the stage that made the token shards, or a `Mixture` of several.
       packing: "concat" cuts the stream of all documents into rows; "best_fit" keeps documents whole where they fit.
       workers: processes on each host that make batches; 0 for a thread, which is enough for 20 million tokens a second.
+      start_from: the stage whose model is trained further, which must be `model`, with the tokenizer of `data`; None for
+        a new one.
+      lora: an adapter that is trained in place of that model, or None.
     """
 
     name: str = "pretrain"
@@ -65,8 +71,12 @@ class Pretrain(Stage):
     data: str | Mixture = "tokenize"
     packing: str = "concat"
     workers: int = 0
+    start_from: str | None = None
+    lora: Lora | None = None
 
     def __post_init__(self):
+        if self.lora and self.start_from is None:
+            raise ValueError("lora: an adapter is trained beside a model that is there; name its stage with start_from")
         if self.packing not in PACKINGS:
             raise ValueError(f"packing: must be one of {', '.join(map(repr, PACKINGS))}, not {self.packing!r}")
         if self.workers < 0:
@@ -96,14 +106,15 @@ class Pretrain(Stage):
         return self.data if isinstance(self.data, Mixture) else Mixture((Phase(((self.data, 1),)),))
 
     def inputs(self) -> tuple[str, ...]:
-        return self.mixture.names
+        return (*self.mixture.names, *([self.start_from] if self.start_from else ()))
 
     def trainable(self, context: Context) -> Trainable:
         """The jitted step and the shapes it takes."""
         sharding.check_batch(self.batch, context.mesh, context.rules, f"{self.name}.batch", self.accumulate)
         sharding.check_length(self.T, context.mesh, context.rules, f"{self.name}.length")
         loss_fn = functools.partial(losses.next_token_loss, config=self.model)
-        return make_trainable(context, self.model, self.optim, loss_fn, steps=self.steps, accumulate=self.accumulate)
+        return make_trainable(context, self.model, self.optim, loss_fn, steps=self.steps, accumulate=self.accumulate,
+                              adapter=self.lora)
 
     def _seen(self, batch: dict) -> dict:
         """What of a batch the model is given: where documents begin, only if they are to be kept apart."""
@@ -115,19 +126,21 @@ class Pretrain(Stage):
         batch = self._seen(abstract_batch(context, self.batch, self.T))
         table = jax.ShapeDtypeStruct((self.model.vocab_size,), jnp.float32, sharding=sharding.replicated(context.mesh))
         evaluate = evaluation_program(self.model, context.mesh, tuple(context.rules.items()))
-        params, found = trainable.abstract_state.params, {}
+        params, found = trainable.abstract_params, {}
         if self.prompts:  # a token is at least a byte
             longest = 1 + max(len(prompt.encode()) for prompt in self.prompts)
             found = generation_programs(params, self.model, table.sharding, prompts=len(self.prompts),
                                         prompt_tokens=longest, max_new_tokens=self.sample_tokens)
-        return {"train_step": (trainable.step, (trainable.abstract_state, (), batch)),
+        return {"train_step": (trainable.step, (trainable.abstract_state, params if self.lora else (), batch)),
                 "evaluate": (evaluate, (params, batch, table)), **found}
 
     def run(self, context: Context) -> dict:
-        folder = common_tokenizer(context, self.inputs())
-        tokenizer, shards = Tokenizer.load(folder), {name: context.path(name, "shards") for name in self.inputs()}
+        names = self.mixture.names
+        folder = common_tokenizer(context, names)
+        tokenizer, shards = load_tokenizer(folder), {name: context.path(name, "shards") for name in names}
         check_fits(self.model, tokenizer, self.T)
-        trainable = self.trainable(context)
+        trainable, start = self.trainable(context), self._start(context, tokenizer)
+        frozen = trainable.load(start) if self.lora else ()
         mine = sharding.rows_here(self.batch, sharding.batch_sharding(context.mesh, context.rules))
 
         def train_batches(start: int):
@@ -142,21 +155,41 @@ class Pretrain(Stage):
                               rules=context.rules)
 
         def evaluate(state, step: int) -> dict:
-            found = by_dataset({name: measure(state.params, name) for name in self.inputs()})
+            params = trainable.model(state, frozen)
+            found = by_dataset({name: measure(params, name) for name in names})
             context.log(f"{self.name}: step {step:,}: validation {found['val_loss']:.4f} nats per token, "
                         f"{found['val_bpb']:.4f} bits per byte" + "".join(
-                            f", {found[f'val_bpb/{name}']:.4f} on {name}" for name in self.inputs()[1:]))
-            samples = continuations(state.params, self.model, tokenizer, self.prompts, self.sample_tokens,
+                            f", {found[f'val_bpb/{name}']:.4f} on {name}" for name in names[1:]))
+            samples = continuations(params, self.model, tokenizer, self.prompts, self.sample_tokens,
                                     context.rng("samples"))
             if distributed.is_main():
                 write_samples(context.directory / "samples.jsonl", step, samples)
             return found
 
-        create = functools.partial(trainable.create, context.rng("init"))
+        def create():
+            return trainable.create(context.rng("init"), trainable.load(start) if start and not self.lora else None)
+
         with contextlib.ExitStack() as opened:
             _, outputs = fit(context, trainable, create, loop=self.loop, batches=train_batches, steps=self.steps,
-                             tokens_per_step=self.batch * self.T, length=self.T, tokenizer=folder, evaluate=evaluate)
+                             tokens_per_step=self.batch * self.T, length=self.T, tokenizer=folder, frozen=frozen,
+                             evaluate=evaluate)
         return outputs
+
+    def _start(self, context: Context, tokenizer: Tokenizer) -> Path | None:
+        """The checkpoint that training starts from, if any.
+
+        Raises:
+          UserError: it is of another model, or of another tokenizer than the data.
+        """
+        if self.start_from is None:
+            return None
+        config, checkpoint, folder = model_of(context, self.start_from)
+        if difference := first_difference(to_json(config), to_json(self.model)):
+            raise UserError(f"{self.name}.model: not the model of stage '{self.start_from}': {difference}")
+        if load_tokenizer(folder).fingerprint() != tokenizer.fingerprint():
+            raise UserError(f"{self.name}.start_from: the model of stage '{self.start_from}' has another tokenizer than "
+                            f"'{self.mixture.names[0]}'; make its tokens with tokenizer='{self.start_from}'")
+        return checkpoint
 
 
 def common_tokenizer(context: Context, names: tuple[str, ...]) -> Path:

@@ -193,3 +193,29 @@ def test_the_programs_named_are_those_of_an_adapter(tiny_data):
         assert sorted(state.params) == ["q", "up", "v"] and "embed" in frozen
         new, metrics = jax.eval_shape(step, state, frozen, batch)
         assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+@pytest.mark.slow
+def test_pretraining_goes_on_whole_and_with_an_adapter(tiny_base, tmp_path):
+    corpus, workdir = tiny_base
+    work = shutil.copytree(workdir, tmp_path / "work", ignore=shutil.ignore_patterns("sft"))
+    chosen = tiny.experiment(corpus, rules="replicated")
+    further = dataclasses.replace(chosen.stage("pretrain"), start_from="pretrain", tokens=4 * 8 * 32, prompts=("river",),
+                                  loop=dataclasses.replace(chosen.stage("pretrain").loop, eval_every=4))
+    chosen = dataclasses.replace(chosen, stages=(*chosen.stages, dataclasses.replace(further, name="whole"),
+                                                 dataclasses.replace(further, name="thin", lora=Lora(rank=2))))
+    tiny.run_stages(chosen, ("whole", "thin"), work)
+    base, started = tiny.losses(work, "pretrain"), tiny.losses(work, "whole")
+    assert started[1] < (base[1] + base[20]) / 2  # not a new model
+    assert tiny.losses(work, "thin")[1] == pytest.approx(started[1], rel=1e-5)  # the same start, on the same rows
+    whole, thin, first = (load(work, name).params for name in ("whole", "thin", "pretrain"))
+    assert (whole["embed"] != first["embed"]).any() and (thin["embed"] == first["embed"]).all()
+    assert (thin["layers"]["mlp"]["up"]["weight"] != first["layers"]["mlp"]["up"]["weight"]).any()
+    other = dataclasses.replace(further, name="other", model=dataclasses.replace(tiny.MODEL, qk_norm=True))
+    with pytest.raises(UserError, match="other.model: not the model of stage 'pretrain': qk_norm is False there and True here"):
+        tiny.run_stages(dataclasses.replace(chosen, stages=(*chosen.stages, other)), ("other",), work)
+
+
+def test_an_adapter_needs_a_model(tiny_data):
+    with pytest.raises(ValueError, match="lora: an adapter is trained beside a model that is there"):
+        dataclasses.replace(tiny.experiment(tiny_data[0]).stage("pretrain"), lora=Lora())
