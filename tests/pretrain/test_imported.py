@@ -1,5 +1,6 @@
 """From a Hugging Face folder to a workdir that sample loads, and back; nothing half-written remains."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -7,12 +8,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from jaxgpt.cli import main
 from jaxgpt.core import experiment
 from jaxgpt.core.errors import UserError
 from jaxgpt.inference.load import load
 from jaxgpt.model import hf, safetensors, transformer
+from jaxgpt.model.lora import Lora
 from jaxgpt.pretrain import imported
 from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer import hf as hf_tokenizer
@@ -80,6 +83,23 @@ def test_commands(source, tmp_path, capsys, monkeypatch):
         assert "KV cache: 128 bytes a token in float32" in said and "FLOPs a token (causal" in said
     assert main(["export", work, "--to", out]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_pretraining_goes_on_from_an_imported_model(source, tmp_path):
+    """In bfloat16 there, in float32 here; its tokenizer makes the tokens, and the export is of its family still."""
+    stage = imported.Import(folder=str(source))
+    chosen = tiny.experiment(tiny.write_corpus(tmp_path), rules="replicated")
+    further = dataclasses.replace(chosen.stage("pretrain"), model=stage.model, start_from="import", tokens=4 * 8 * 32, prompts=(),
+                                  lora=Lora(rank=2))
+    stages = (stage, chosen.stage("curate"), dataclasses.replace(chosen.stage("tokenize"), tokenizer="import"), further)
+    work = tmp_path / "work"
+    tiny.run_stages(dataclasses.replace(chosen, stages=stages), ("import", "curate", "tokenize", "pretrain"), work)
+    before, after = load(work, "import").params, load(work, "pretrain").params
+    np.testing.assert_array_equal(after["embed"], np.asarray(before["embed"], np.float32))
+    assert (np.asarray(before["layers"]["mlp"]["up"]["weight"], np.float32) != after["layers"]["mlp"]["up"]["weight"]).any()
+    assert imported.export(work, tmp_path / "out", stage="pretrain") == "llama"
+    assert hf_tokenizer.load(tmp_path / "out").encode("river") == load(work, "import").tokenizer.encode("river")
 
 
 def test_a_conversation_is_written_as_the_folder_says(workdir):
