@@ -21,7 +21,7 @@ from jaxgpt.evals.intervals import Interval, wilson
 from jaxgpt.inference.generate import generate
 from jaxgpt.inference.load import Loaded, load
 from jaxgpt.tasks.task import Problem, Task
-from jaxgpt.tokenizer.conversation import render_prompt
+from jaxgpt.tokenizer.turns import end_of_turn, prompt_turns
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,14 @@ def evaluate(
     """
     if not problems:
         raise UserError(f"task '{task.name}' has no problems to evaluate on; ask for at least one")
-    prompts = [render_prompt(loaded.tokenizer, problem.messages) for problem in problems]
+    prompts = [prompt_turns(loaded.tokenizer, problem.messages, loaded.template) for problem in problems]
+    stop = (end_of_turn(loaded.tokenizer, loaded.template), loaded.tokenizer.end)
     examples: list[Example] = []
     for start in range(0, len(problems), batch):
         numbers = range(start, min(start + batch, len(problems)))
         answers = _generate(
             loaded, [prompts[i] for i in numbers], requests=numbers, rng=rng, temperature=temperature,
-            max_new_tokens=max_new_tokens, stop=(loaded.tokenizer.end,), batch=batch)
+            max_new_tokens=max_new_tokens, stop=stop, batch=batch)
         for number, (text, answer) in zip(numbers, answers):
             problem = problems[number]
             examples.append(Example(
@@ -266,10 +267,11 @@ class Evaluate(Stage):
     def _completions(self, loaded: Loaded, context: Context) -> list[dict]:
         """{text, finished} for each of `prompts`, then of `continuations`."""
         tokenizer, options = loaded.tokenizer, {"max_new_tokens": self.max_new_tokens, "batch": self.batch}
-        chat = [render_prompt(tokenizer, [{"role": "user", "content": text}]) for text in self.prompts]
+        chat = [prompt_turns(tokenizer, [{"role": "user", "content": text}], loaded.template) for text in self.prompts]
+        end = end_of_turn(tokenizer, loaded.template) if chat else tokenizer.end
         plain = [[tokenizer.bos, *tokenizer.encode(text)] for text in self.continuations]
         found = _generate(loaded, chat, rng=context.rng("chat"), temperature=self.temperature,
-                          stop=(tokenizer.end,), **options)
+                          stop=(end, tokenizer.end), **options)
         found += _generate(loaded, plain, rng=context.rng("plain"), temperature=self.continuation_temperature,
                            stop=(tokenizer.bos, tokenizer.end), **options)
         return [{"text": text, "finished": answer.finished} for text, answer in found]

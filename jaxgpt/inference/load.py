@@ -52,8 +52,13 @@ def load(workdir: str | Path, stage: str | None = None) -> Loaded:
     if "params_dtype" in outputs:  # an imported model keeps the type of its files
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, outputs["params_dtype"]), abstract)
     params = load_params(folder / outputs["checkpoint"], abstract, config=outputs["model"])
-    template = read_template(folder / outputs["folder"]) if "folder" in outputs else None
-    return Loaded(params, config, load_tokenizer(folder / outputs["tokenizer"]), stage, template)
+    return Loaded(params, config, load_tokenizer(folder / outputs["tokenizer"]), stage, template_of(workdir, stage))
+
+
+def template_of(workdir: str | Path, stage: str) -> Template | None:
+    """How the model of a stage writes conversations, where it came from elsewhere with a template; None for our way."""
+    outputs = read_stage(Path(workdir) / stage / "manifest.json")["outputs"]
+    return read_template(Path(workdir) / stage / outputs["folder"]) if "folder" in outputs else None
 
 
 def find(workdir: str | Path, stage: str | None = None) -> tuple[str, transformer.Config, dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Callable
@@ -17,7 +18,7 @@ from jaxgpt.core import distributed, sharding
 from jaxgpt.core.checkpoint import Checkpoints, load_params
 from jaxgpt.core.config import from_json, to_json
 from jaxgpt.core.errors import UserError
-from jaxgpt.core.experiment import Context
+from jaxgpt.core.experiment import Context, read_stage
 from jaxgpt.core.metrics import TIMED, read_metrics
 from jaxgpt.core.optim import Optim, make_optimizer
 from jaxgpt.core.state import TrainState
@@ -115,7 +116,7 @@ def abstract_batch(context: Context, rows: int, length: int, **extra) -> dict:
 
 def fit(context: Context, trainable: Trainable, create: Callable[[], TrainState], *, loop: core_loop.Loop, batches, steps: int,
         tokens_per_step: int | None, length: int, tokenizer: Path, step_fn: Callable | None = None, frozen: Any = (),
-        evaluate=None) -> tuple[TrainState, dict]:
+        evaluate=None, start: str | None = None) -> tuple[TrainState, dict]:
     """Trains and returns the last state with the outputs that later stages read.
 
     Args:
@@ -125,6 +126,7 @@ def fit(context: Context, trainable: Trainable, create: Callable[[], TrainState]
       length: positions in a row, for FLOPs.
       tokenizer: the tokenizer's folder, which later stages need to speak to the model.
       step_fn: in place of the trainable's own step.
+      start: the stage that it starts from; what a model from elsewhere brought with it is handed on.
     """
     rows, adapter = tokens_per_step and tokens_per_step // length, trainable.lora
     trained = f", of which {lora.count(trainable.config, adapter):,} beside them are trained," if adapter else ""
@@ -146,7 +148,7 @@ def fit(context: Context, trainable: Trainable, create: Callable[[], TrainState]
         "tokenizer": str(Path("..") / tokenizer.relative_to(context.workdir)),
         "parameters": transformer.count_params(trainable.config), "steps": steps,
         "tokens": tokens_per_step and steps * tokens_per_step,
-        "final": final}
+        "final": final, **({} if start is None else origin(context, start))}
 
 
 def _save_merged(context: Context, trainable: Trainable, state: TrainState, frozen: Any) -> None:
@@ -165,6 +167,16 @@ def model_of(context: Context, stage: str) -> tuple[transformer.Config, Path, Pa
     """The model that an earlier stage trained: (its config, its checkpoint, its tokenizer's folder)."""
     config = from_json(transformer.Config, context.output(stage, "model"))
     return config, context.path(stage, "checkpoint"), context.path(stage, "tokenizer")
+
+
+def origin(context: Context, stage: str) -> dict:
+    """What the model of an earlier stage has from elsewhere, as outputs of this one: "folder" with its chat template and
+    "family"; {} for ours."""
+    outputs = read_stage(context.workdir / stage / "manifest.json")["outputs"]
+    found = {"family": outputs["family"]} if "family" in outputs else {}
+    if "folder" in outputs:
+        found["folder"] = os.path.join("..", os.path.normpath(os.path.join(stage, outputs["folder"])))
+    return found
 
 
 def planned_model(context: Context, stage: str) -> transformer.Config:

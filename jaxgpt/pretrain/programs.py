@@ -172,7 +172,7 @@ class Pretrain(Stage):
         with contextlib.ExitStack() as opened:
             _, outputs = fit(context, trainable, create, loop=self.loop, batches=train_batches, steps=self.steps,
                              tokens_per_step=self.batch * self.T, length=self.T, tokenizer=folder, frozen=frozen,
-                             evaluate=evaluate)
+                             evaluate=evaluate, start=self.start_from)
         return outputs
 
     def _start(self, context: Context, tokenizer: Tokenizer) -> Path | None:

@@ -28,7 +28,7 @@ from jaxgpt.core.optim import Optim
 from jaxgpt.core.state import TrainState
 from jaxgpt.evals.evaluate import evaluate as evaluate_task
 from jaxgpt.inference.generate import rollout
-from jaxgpt.inference.load import Loaded
+from jaxgpt.inference.load import Loaded, template_of
 from jaxgpt.model import losses as model_losses
 from jaxgpt.model import transformer
 from jaxgpt.model.fit import Trainable, abstract_batch, fit, make_trainable, model_of, planned_model
@@ -37,8 +37,10 @@ from jaxgpt.rl import kl as kl_estimators
 from jaxgpt.rl.advantages import group_advantages
 from jaxgpt.rl.losses import aggregate, policy_loss
 from jaxgpt.tasks.mixture import mixture
-from jaxgpt.tokenizer.conversation import render_prompt
+from jaxgpt.tokenizer.hf import load as load_tokenizer
+from jaxgpt.tokenizer.template import Template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
+from jaxgpt.tokenizer.turns import end_of_turn, prompt_turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,16 +169,18 @@ class GRPO(Stage):
 
     def run(self, context: Context) -> dict:
         config, checkpoint, folder = model_of(context, self.start_from)
-        tokenizer = Tokenizer.load(folder)
+        tokenizer, template = load_tokenizer(folder), template_of(context.workdir, self.start_from)
         if self.prompt_tokens + self.max_new_tokens > config.context:
             raise UserError(f"{self.name}: prompt_tokens={self.prompt_tokens} and max_new_tokens={self.max_new_tokens} "
                             f"are more together than the model's context of {config.context}")
         trainable = self.trainable(context, config)
         frozen = trainable.load(checkpoint) if self._holds_the_first else ()
-        practice = Practice(self, context, config, tokenizer, lambda state: trainable.model(state, frozen))
+        practice = Practice(self, context, config, tokenizer, template,
+                            lambda state: trainable.model(state, frozen))
 
         def evaluate(state, step: int) -> dict:
-            loaded = Loaded(params=trainable.model(state, frozen), config=config, tokenizer=tokenizer, stage=self.name)
+            loaded = Loaded(params=trainable.model(state, frozen), config=config, tokenizer=tokenizer, stage=self.name,
+                            template=template)
             scores = evaluate_task(loaded, self.task, problems=practice.held_out, max_new_tokens=self.max_new_tokens,
                                    batch=256, rng=context.rng("evaluate"))
             context.log(f"{self.name}: step {step:,}: greedy accuracy {scores.accuracy:.1%} of {scores.count} held-out "
@@ -196,7 +200,7 @@ class GRPO(Stage):
 
         _, outputs = fit(context, trainable, create, loop=self.loop, batches=practice.batches, steps=self.steps,
                          tokens_per_step=None, length=self.T, tokenizer=folder, step_fn=update, frozen=frozen,
-                         evaluate=evaluate)
+                         evaluate=evaluate, start=self.start_from)
         return outputs
 
 
@@ -204,18 +208,18 @@ class Practice:
     """Makes each step's batch: problems, rollouts, rewards, advantages. Step k follows from (seed, k, params) alone."""
 
     def __init__(self, stage: GRPO, context: Context, config: transformer.Config, tokenizer: Tokenizer,
-                 model: Callable[[TrainState], Any] = lambda state: state.params):
+                 template: Template | None = None, model: Callable[[TrainState], Any] = lambda state: state.params):
         """`model` gives the policy's parameters. Raises UserError where a problem's prompt is longer than `prompt_tokens`."""
         self._stage, self._context, self._config, self._tokenizer = stage, context, config, tokenizer
-        self._model = model
+        self._model, self._template = model, template
         parts = ((stage.task, 1.0), *stage.rehearse)
         self._tasks = {task.name: task for task, _ in parts}
         self._problems = mixture(parts, "train", stage.steps * stage.prompts, context.seed)
         self.held_out = stage.task.problems("val", stage.val_problems, context.seed)
-        self._rollout = stage.rollout_program(config, tokenizer.end)
+        self._rollout = stage.rollout_program(config, end_of_turn(tokenizer, template))
         self._score = stage.score_program(context, config)
-        longest = max(self._problems, key=lambda problem: len(render_prompt(tokenizer, problem.messages)))
-        needed = len(render_prompt(tokenizer, longest.messages))
+        longest = max(self._problems, key=lambda problem: len(self._prompt(problem)))
+        needed = len(self._prompt(longest))
         if needed > stage.prompt_tokens:
             raise UserError(f"{stage.name}.prompt_tokens={stage.prompt_tokens}: the problem {longest.question!r} takes "
                             f"{needed} tokens; set it to at least {needed}")
@@ -234,7 +238,7 @@ class Practice:
         """
         stage = self._stage
         problems = self._problems[step * stage.prompts:(step + 1) * stage.prompts]
-        prompts, lengths = self._pad([render_prompt(self._tokenizer, problem.messages) for problem in problems])
+        prompts, lengths = self._pad([self._prompt(problem) for problem in problems])
         rows = sharding.batch_sharding(self._context.mesh, self._context.rules)
         mine = sharding.rows_here(len(prompts), rows)
         prompts, lengths = sharding.put((prompts[mine], lengths[mine]), rows)
@@ -260,6 +264,9 @@ class Practice:
             "completion_tokens": float(rolled.completion_mask.sum(axis=1)[main].mean()) if main.any() else None,
             "truncated": float(1 - rolled.finished.mean()),
             "groups_without_signal": float((per_group.max(axis=1) == per_group.min(axis=1)).mean())}
+
+    def _prompt(self, problem) -> list[int]:
+        return prompt_turns(self._tokenizer, problem.messages, self._template)
 
     def _pad(self, prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         padded = np.zeros((len(prompts), self._stage.prompt_tokens), np.int32)

@@ -16,13 +16,16 @@ from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
 from jaxgpt.data.loader import Batches, ConversationRows
 from jaxgpt.data.packing import Example, empty_row, pack, stack
+from jaxgpt.inference.load import template_of
 from jaxgpt.model import losses, transformer
 from jaxgpt.model.fit import Trainable, abstract_batch, check_fits, fit, make_trainable, model_of, planned_model
 from jaxgpt.model.lora import Lora
 from jaxgpt.tasks.mixture import mixture
 from jaxgpt.tasks.task import Problem
-from jaxgpt.tokenizer.conversation import render
+from jaxgpt.tokenizer.hf import load as load_tokenizer
+from jaxgpt.tokenizer.template import Template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
+from jaxgpt.tokenizer.turns import render_turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,11 +98,11 @@ class SFT(Stage):
 
     def run(self, context: Context) -> dict:
         config, checkpoint, folder = model_of(context, self.start_from)
-        tokenizer = Tokenizer.load(folder)
+        tokenizer, template = load_tokenizer(folder), template_of(context.workdir, self.start_from)
         check_fits(config, tokenizer, self.length)
         trainable = self.trainable(context, config)
         examples = {split: render_all(tokenizer, mixture(self.mixture, split, self._problems(count), context.seed),
-                                      self.turns)
+                                      self.turns, template)
                     for split, count in (("train", self.conversations), ("val", self.val_conversations))}
         rows = ConversationRows(examples["train"], length=self.length, seed=context.seed)
         trained = sum(sum(mask) for _, mask in examples["train"])
@@ -130,11 +133,12 @@ class SFT(Stage):
 
         _, outputs = fit(context, trainable, create, loop=self.loop, batches=train_batches, steps=self.steps,
                          tokens_per_step=self.batch * self.length, length=self.length, tokenizer=folder,
-                         frozen=frozen, evaluate=evaluate)
+                         frozen=frozen, evaluate=evaluate, start=self.start_from)
         return outputs
 
 
-def render_all(tokenizer: Tokenizer, problems: list[Problem], turns: tuple[int, ...] = (1,)) -> list[Example]:
+def render_all(tokenizer: Tokenizer, problems: list[Problem], turns: tuple[int, ...] = (1,),
+               template: Template | None = None) -> list[Example]:
     """Problems with their demonstrations as conversations, (tokens, loss mask) each; conversation i holds turns[i] of them.
 
     `turns` begins again where it ends; the last conversation holds what is left.
@@ -143,7 +147,7 @@ def render_all(tokenizer: Tokenizer, problems: list[Problem], turns: tuple[int, 
     while chosen := list(itertools.islice(rest, next(sizes))):
         messages = [message for problem in chosen
                     for message in (*problem.messages, {"role": "assistant", "content": problem.answer})]
-        found.append(render(tokenizer, messages))
+        found.append(render_turns(tokenizer, messages, template))
     return found
 
 

@@ -1,0 +1,65 @@
+"""Conversations as a model writes them: in our turns (`conversation.py`), or by the template of one from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxgpt.core.errors import UserError
+from jaxgpt.tokenizer.conversation import Message, render, render_prompt
+from jaxgpt.tokenizer.template import Template, render_template
+from jaxgpt.tokenizer.tokenizer import Tokenizer
+
+
+def render_turns(tokenizer: Tokenizer, messages: Sequence[Message], template: Template | None = None) -> tuple[list[int], list[int]]:
+    """The tokens of a conversation and their loss mask: 1 on what the assistant says, down to the token that ends its turn.
+
+    By a template, a turn of the assistant is what follows the prompt for it; what the template writes after the token
+    that ends the turn, such as a newline, is not learned.
+
+    Returns:
+      (tokens, loss_mask), two lists of the same length.
+
+    Raises:
+      ValueError, UserError: as `render` and `render_template`; or the template writes a turn in another way once others
+        follow it, so that no tokens are the assistant's for certain.
+    """
+    if template is None:
+        return render(tokenizer, messages)
+    if any(not isinstance(message["content"], str) for message in messages):
+        raise UserError("a conversation with calls inside a turn cannot be written by the template of a model from elsewhere")
+    tokens = render_template(template, tokenizer, messages, prompt=False)
+    mask, special = [0] * len(tokens), set(tokenizer.special.values())
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        start = render_template(template, tokenizer, messages[:i])
+        turn = render_template(template, tokenizer, messages[:i + 1], prompt=False)
+        if turn[:len(start)] != start or tokens[:len(turn)] != turn:
+            raise UserError(f"the model's chat template writes turn {i + 1} of a conversation in another way once others "
+                            "follow it, so it cannot be trained on as it stands; use conversations of one answer")
+        ends = [at for at in range(len(start), len(turn)) if turn[at] in special]
+        stop = ends[-1] + 1 if ends else len(turn)
+        mask[len(start):stop] = [1] * (stop - len(start))
+    return tokens, mask
+
+
+def prompt_turns(tokenizer: Tokenizer, messages: Sequence[Message], template: Template | None = None) -> list[int]:
+    """The tokens from which the assistant's next turn is generated."""
+    return render_template(template, tokenizer, messages) if template else render_prompt(tokenizer, messages)
+
+
+def end_of_turn(tokenizer: Tokenizer, template: Template | None = None) -> int:
+    """The token by which the assistant ends its turn: by a template, often another than the one that ends a text.
+
+    Raises:
+      UserError: the template ends it with no token of its own.
+    """
+    if template is None:
+        return tokenizer.end
+    example = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    tokens, mask = render_turns(tokenizer, example, template)
+    last = [token for token, learned in zip(tokens, mask) if learned][-1]
+    if last not in tokenizer.special.values():
+        raise UserError("the model's chat template ends the assistant's turn with no special token, so it could not learn "
+                        "to stop")
+    return last
