@@ -20,6 +20,8 @@ def add(commands, prepare: Callable[[], None]) -> None:
     bring.add_argument("--dtype", choices=dtypes, help="of the parameters (default: what the files have)")
     bring.add_argument("--compute", choices=dtypes[:2], default="float32",
                        help="of activations and products (default: float32)")
+    bring.add_argument("--turns", action="store_true", help="give a base model without a chat template our tokens for turns, "
+                       "for finetuning")
     bring.set_defaults(command=lambda arguments: (prepare(), _import(arguments))[1])
 
     send = commands.add_parser("export", help="write a model as a Hugging Face folder, or for llama2.c")
@@ -46,7 +48,7 @@ def _import(arguments) -> int:
     folder = arguments.source
     if not Path(folder).exists() and folder.count("/") == 1 and not folder.startswith((".", "~", "/")):
         folder = download(folder)
-    experiment.run(import_experiment(folder, arguments.dtype, arguments.compute), arguments.to)
+    experiment.run(import_experiment(folder, arguments.dtype, arguments.compute, arguments.turns), arguments.to)
     print(f"try it: jaxgpt sample {arguments.to} --prompt 'Once upon a time'")
     return 0
 

@@ -1,7 +1,7 @@
 """A base model that others trained: a Hugging Face folder as a stage, and a stage's model as such a folder.
 
 Later stages find an imported model as they find one of our own, by the name of the stage: `start_from="import"`. Those
-that write conversations need a tokenizer with our special tokens.
+that write conversations do so by its chat template; a base model that has none can be given our turns.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import dataclasses
 import math
 import shutil
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxgpt.core import distributed
 from jaxgpt.core.checkpoint import Checkpoints
@@ -20,13 +22,15 @@ from jaxgpt.core.config import to_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Experiment, Stage
 from jaxgpt.core.files import read_json, whole_folder
-from jaxgpt.core.sharding import Layout
+from jaxgpt.core.sharding import Layout, param_shardings
 from jaxgpt.core.state import TrainState
 from jaxgpt.inference.load import load
 from jaxgpt.model import hf, llama2c, transformer
 from jaxgpt.model.hf_config import family_of, read_config
 from jaxgpt.tokenizer import hf as hf_tokenizer
 from jaxgpt.tokenizer import llama2c as llama2c_tokenizer
+from jaxgpt.tokenizer.special import SPECIAL_TOKENS
+from jaxgpt.tokenizer.template import read_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 KEPT = (*hf_tokenizer.FILES, "generation_config.json")  # beside the weights; they go out again as they came
@@ -40,6 +44,8 @@ class Import(Stage):
       folder: with config.json, safetensors files and tokenizer.json.
       dtype: of the parameters; what the files have where None.
       compute: the type of activations and products.
+      turns: whether a model without a chat template gets our special tokens, with rows of the embedding for them: that of
+        `<|bos|>` is the row of the token that opened its documents, the others are the mean of all rows.
     """
 
     name: str = "import"
@@ -47,11 +53,13 @@ class Import(Stage):
     folder: str
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     compute: Literal["float32", "bfloat16"] = "float32"
+    turns: bool = False
 
     @property
     def model(self) -> transformer.Config:
-        """What is imported, as config.json says."""
-        return dataclasses.replace(read_config(self.folder)[1], dtype=self.compute)
+        """What is imported, as config.json says, with room for the tokens of turns."""
+        config = dataclasses.replace(read_config(self.folder)[1], dtype=self.compute)
+        return _with_room(config, with_turns(self.folder, hf_tokenizer.read(self.folder))) if self.turns else config
 
     def run(self, context: Context) -> dict:
         folder = Path(self.folder)
@@ -59,17 +67,20 @@ class Import(Stage):
         tokenizer = hf_tokenizer.read(folder)
         check_tokenizer(folder, tokenizer, config)
         params, config, family = hf.read_params(folder, mesh=context.mesh, rules=context.rules, dtype=self.dtype)
+        if self.turns:
+            old, tokenizer = tokenizer, with_turns(folder, tokenizer)
+            params, config = grow(params, config, old, tokenizer, mesh=context.mesh, rules=context.rules)
         model = to_json(dataclasses.replace(config, dtype=self.compute))
         made = [context.directory / name for name in ("checkpoints", "tokenizer", "folder")]
         try:
             if distributed.is_main():
                 tokenizer.save(made[1])
                 made[2].mkdir(exist_ok=True)
-                for name in KEPT:
+                for name in () if self.turns else KEPT:  # which say nothing of turns
                     if (folder / name).exists():
                         shutil.copyfile(folder / name, made[2] / name)
             checkpoints = Checkpoints(made[0], config=model)
-            checkpoints.save(0, TrainState(params, (), jax.numpy.zeros((), jax.numpy.int32), context.rng()), {})
+            checkpoints.save(0, TrainState(params, (), jnp.zeros((), jnp.int32), context.rng()), {})
             checkpoints.close()
         except BaseException:
             for path in made:
@@ -77,8 +88,55 @@ class Import(Stage):
             raise
         context.log(f"{self.name}: {family}, {transformer.count_params(config):,} parameters in "
                     f"{params['embed'].dtype}, {tokenizer.vocab_size:,} tokens")
-        return {"model": model, "checkpoint": "checkpoints/0", "tokenizer": "tokenizer", "folder": "folder",
+        return {"model": model, "checkpoint": "checkpoints/0", "tokenizer": "tokenizer",
+                **({} if self.turns else {"folder": "folder"}),
                 "family": family, "params_dtype": str(params["embed"].dtype)}
+
+
+def with_turns(folder: str | Path, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer of a base model with our special tokens after its last one.
+
+    Raises:
+      UserError: it has a chat template, or is of a kind that cannot take more tokens.
+    """
+    if read_template(folder):
+        raise UserError(f"{folder}: has a chat template, in whose turns it is finetuned as it is; set turns=False")
+    if type(tokenizer) is not Tokenizer:
+        raise UserError(f"{folder}: turns can be given to models with byte-level BPE (GPT-2, Llama 3, Qwen); this tokenizer "
+                        "is of another kind")
+    if taken := [name for name in SPECIAL_TOKENS if name in tokenizer.special]:
+        raise UserError(f"{folder}: its tokenizer has {taken[0]} already; set turns=False")
+    new = {name: tokenizer.vocab_size + i for i, name in enumerate(SPECIAL_TOKENS)}
+    return Tokenizer(tokenizer.ranks, pattern=tokenizer.pattern, name=f"{tokenizer.name} with turns",
+                     special={**tokenizer.special, **new}, normalization=tokenizer.normalization)
+
+
+def _with_room(config: transformer.Config, tokenizer: Tokenizer) -> transformer.Config:
+    """The model with rows for all tokens, up to a multiple of 64, which meshes can divide."""
+    rows = -(-tokenizer.vocab_size // 64) * 64
+    return dataclasses.replace(config, vocab_size=max(config.vocab_size, rows))
+
+
+def grow(params: Any, config: transformer.Config, old: Tokenizer, new: Tokenizer, *, mesh: Mesh,
+         rules: dict) -> tuple[Any, transformer.Config]:
+    """A model with rows for the tokens that `new` has and `old` has not; see `Import.turns`."""
+    wider = _with_room(config, new)
+    shapes = jax.eval_shape(lambda: transformer.init(jax.random.key(0), wider))
+    shardings = param_shardings(transformer.logical_axes(wider), shapes, mesh, rules)
+    number = jnp.arange(wider.vocab_size)
+
+    def rows_for(table, axis):
+        """[V, D], or [D, V] with axis 1."""
+        table = jnp.moveaxis(table, axis, 0)
+        known = table[:old.vocab_size]
+        mean = jnp.mean(known.astype(jnp.float32), axis=0).astype(table.dtype)
+        padded = jnp.pad(table, ((0, wider.vocab_size - len(table)), (0, 0)))
+        padded = jnp.where((number >= old.vocab_size)[:, None], mean, padded)
+        return jnp.moveaxis(padded.at[new.bos].set(known[old.bos]), 0, axis)
+
+    changed = {name: jax.jit(rows_for, static_argnums=1, out_shardings=shardings[name])(params[name], axis)
+               for name, axis in (("embed", 0), ("head", 1)) if name in params}
+    return {**params, **changed}, wider
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer, config: transformer.Config) -> None:
@@ -93,13 +151,13 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer, config: transformer.Conf
                         f"embedding of the model has {config.vocab_size} rows (vocab_size of config.json)")
 
 
-def import_experiment(folder: str, dtype: str | None = None, compute: str = "float32") -> Experiment:
+def import_experiment(folder: str, dtype: str | None = None, compute: str = "float32", turns: bool = False) -> Experiment:
     """The experiment whose one stage imports a folder, over as many devices as divide its width."""
     _, config, _ = hf.check_folder(folder)
     layout = Layout(data=-1, fsdp=math.gcd(jax.device_count(), config.width))
     source = Path(folder).resolve()
     return Experiment(name=source.name, layout=layout,
-                      stages=(Import(folder=str(source), dtype=dtype, compute=compute),))
+                      stages=(Import(folder=str(source), dtype=dtype, compute=compute, turns=turns),))
 
 
 def download(name: str) -> str:

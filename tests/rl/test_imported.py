@@ -64,3 +64,52 @@ def test_finetuning_practice_and_scores_in_its_own_turns(folder, tmp_path):
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == CHATML
     again, _, _ = hf.read_params(tmp_path / "out", mesh=tiny.mesh(), rules={})
     jax.tree.map(np.testing.assert_array_equal, again, after.params)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def base(request, tmp_path_factory):
+    """A base model without turns, tied and not, with two rows that no token has."""
+    folder = tmp_path_factory.mktemp("base") / request.param
+    folder.mkdir()
+    config = dataclasses.replace(CONFIG, vocab_size=259)
+    if request.param == "gpt2":
+        config = dataclasses.replace(config, position="learned", norm="layernorm", activation="gelu_tanh", bias=True, tied=True)
+    hf.write_params(jax.jit(lambda: transformer.init(jax.random.key(0), config))(), config, folder, family=request.param)
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    hf_tokenizer.write(Tokenizer(ranks, special={"<|endoftext|>": 256}, bos="<|endoftext|>", end="<|endoftext|>"), folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_base_model_is_given_turns(base, tmp_path):
+    stage = imported.Import(folder=str(base), turns=True)
+    chosen = tiny.experiment(tmp_path / "none", rules="replicated", sft_steps=20)
+    sft = dataclasses.replace(chosen.stage("sft"), start_from="import", length=64)
+    chosen, work = dataclasses.replace(chosen, stages=(stage, sft)), tmp_path / "work"
+    tiny.run_stages(chosen, ("import", "sft"), work)
+    old, config, _ = hf.read_params(base, mesh=tiny.mesh(), rules={})
+    loaded = load(work, "import")
+    assert loaded.config == stage.model and loaded.config.vocab_size == 320 and loaded.template is None
+    assert loaded.tokenizer.vocab_size == 257 + 8 and loaded.tokenizer.special["<|endoftext|>"] == 256
+    grown = loaded.params["embed"]
+    np.testing.assert_array_equal(grown[:257], old["embed"][:257])
+    np.testing.assert_array_equal(grown[loaded.tokenizer.bos], old["embed"][256])
+    np.testing.assert_allclose(grown[-1], np.mean(old["embed"][:257], axis=0), atol=1e-6)
+    tokens = np.arange(20)[None]
+    before, after = (np.asarray(transformer.apply(params, tokens, config=settings)) for params, settings in (
+        (old, config), (loaded.params, loaded.config)))
+    np.testing.assert_allclose(after[..., :257], before[..., :257], atol=1e-5)
+    assert tiny.losses(work, "sft")[20] < 0.7 * tiny.losses(work, "sft")[1]
+    assert imported.export(work, tmp_path / "out", stage="sft") == base.name
+    assert hf_tokenizer.load(tmp_path / "out").special == loaded.tokenizer.special
+
+
+def test_turns_are_for_base_models(folder, base, tmp_path):
+    with pytest.raises(imported.UserError, match="has a chat template, in whose turns it is finetuned as it is; set turns=False"):
+        imported.with_turns(folder, hf_tokenizer.read(folder))
+    ours = tmp_path / "ours"
+    hf_tokenizer.write(Tokenizer(bpe.train(["no merges"], vocab_size=264)), ours)
+    (ours / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(imported.UserError, match="its tokenizer has <|bos|> already"):
+        imported.with_turns(ours, hf_tokenizer.read(ours))
