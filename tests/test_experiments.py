@@ -19,15 +19,38 @@ from jaxgpt.data.programs import Tokenize, TrainTokenizer
 from jaxgpt.evals.evaluate import Evaluate
 from jaxgpt.evals.report import Report
 from jaxgpt.inference.load import load
+from jaxgpt.model import hf, transformer
+from jaxgpt.pretrain.imported import Import
 from jaxgpt.pretrain.programs import Pretrain
 from jaxgpt.rl.grpo import GRPO
 from jaxgpt.sft.programs import SFT
+from jaxgpt.tokenizer import hf as hf_tokenizer
+from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 VOCAB, CONTEXT, BATCH = 300, 384, 8
 DOCS = PythonDocs(modules=("textwrap", "shlex", "json"), packages=())
 
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A small base model, for experiments that start from one of other people's."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    folder.mkdir()
+    model = transformer.Config(vocab_size=257, context=512, layers=2, width=32, heads=4, kv_heads=2)
+    hf.write_params(jax.jit(lambda: transformer.init(jax.random.key(0), model))(), model, folder, family="llama")
+    end = "<|end_of_text|>"
+    hf_tokenizer.write(Tokenizer({bytes([byte]): byte for byte in range(256)}, special={end: 256}, bos=end, end=end), folder)
+    return folder
+
+
+def given(experiment: Experiment, model_folder: Path) -> Experiment:
+    """The experiment as it stands, but for the weights that it starts from."""
+    stages = [dataclasses.replace(stage, folder=str(model_folder)) if isinstance(stage, Import) else stage
+              for stage in experiment.stages]
+    return dataclasses.replace(experiment, stages=tuple(stages))
 
 
 def shrink(experiment: Experiment, corpus: Path) -> Experiment:
@@ -76,8 +99,8 @@ def test_loads(path):
 
 
 @each
-def test_programs_trace_as_they_stand(path, tmp_path):
-    experiment = config.load(path)
+def test_programs_trace_as_they_stand(path, tmp_path, model_folder):
+    experiment = given(config.load(path), model_folder)
     traced = {}
     for stage in experiment.stages:
         context = Context(experiment, stage, tmp_path, mesh=tiny.mesh())
@@ -94,8 +117,9 @@ def test_programs_trace_as_they_stand(path, tmp_path):
 
 @pytest.mark.slow
 @each
-def test_runs_shrunk(path, tmp_path):
-    experiment, workdir = shrink(config.load(path), tiny.write_corpus(tmp_path)), tmp_path / "work"
+def test_runs_shrunk(path, tmp_path, model_folder):
+    experiment = shrink(given(config.load(path), model_folder), tiny.write_corpus(tmp_path))
+    workdir = tmp_path / "work"
     run(experiment, workdir)
     assert [stage.name for stage in experiment.stages if not (workdir / stage.name / "manifest.json").exists()] == []
     for stage in experiment.stages:
