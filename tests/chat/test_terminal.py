@@ -16,6 +16,7 @@ import pytest
 
 from jaxgpt.chat import terminal
 from jaxgpt.core.errors import UserError
+from jaxgpt.inference.generate import generate
 from jaxgpt.inference.load import Loaded
 from jaxgpt.model import transformer
 from jaxgpt.tokenizer import bpe
@@ -74,7 +75,7 @@ def test_answers_are_streamed_from_the_rendered_history(loaded):
     assert shown[2] == terminal.harmless(conversation.messages[3]["content"]) + "\n"
     assert shown[1] != talk(loaded, "hello", seed=1)[1]
 
-    expected = terminal.generate(
+    expected = generate(
         loaded.params, loaded.config, [render_prompt(loaded.tokenizer, [{"role": "user", "content": "hello"}])],
         rng=jax.random.key(0), max_new_tokens=8, stop=(loaded.tokenizer.end,), chunk=1)[0]
     assert conversation.messages[1]["content"] == loaded.tokenizer.decode(expected.content, special=False)
