@@ -1,7 +1,7 @@
 """An assistant from other people's base model: Llama 3.2 1B -> our turns -> finetuning and practice by adapters -> report.
 
 Source:  Hu et al. 2021, "LoRA"; Dubey et al. 2024, "The Llama 3 Herd of Models"; Shao et al. 2024, "DeepSeekMath".
-Expect:  not yet run here: it takes the weights of Llama 3.2 1B and a GPU or TPU with 16 GB
+Expect:  not yet run here: it takes the weights of Llama 3.2 1B and an accelerator
   jaxgpt run experiments/llama_assistant.py --set import.folder=path/to/Llama-3.2-1B
   jaxgpt chat runs/llama_assistant
   jaxgpt export runs/llama_assistant --to path/to/folder

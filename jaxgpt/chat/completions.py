@@ -57,7 +57,7 @@ class Run:
 
     async def score(self, tokens: list[int]) -> list[Entry]:
         """The tokens of a prompt with their log-probabilities."""
-        logprobs, tops = await self.worker.aside(inside.score, self.model, tokens, self.asked.logprobs)
+        logprobs, tops = await self.worker.aside(lambda: inside.score(self.model.loaded, tokens, self.asked.logprobs))
         entries, offset, reader = [], 0, Answer(self.model.tokenizer)
         for token, logprob, top in zip(tokens, [None, *logprobs], [(), *tops]):
             entries.append(Entry(token, logprob, top, offset))
@@ -85,7 +85,7 @@ class Run:
             caller = Caller(tokenizer, self.tools, pool=self.worker.tools)
             watch = {"watch": caller.watch, "watcher": caller}
         return [Request(prompt, asked.max_tokens, Sampling(**options), n=asked.n, stop=stop,
-                        stop_tokens=tuple({tokenizer.end, tokenizer.bos}), alternatives=asked.logprobs or 0, **watch)
+                        stop_tokens=tuple({*self.model.stops, tokenizer.bos}), alternatives=asked.logprobs or 0, **watch)
                 for prompt in asked.prompts]
 
     def _watch(self, tokens: Sequence[int]) -> tuple[()] | None:
@@ -244,8 +244,10 @@ def client_call(call: str, tools: Mapping[str, str]) -> tuple[str, dict] | None:
     ('weather', {'city': 'Rome'})
     """
     whole = _object(call)
-    if whole and str(whole.get("name")) in tools and isinstance(given := whole.get("arguments", whole.get("parameters")), dict):
-        return whole["name"], given
+    if whole and str(whole.get("name")) in tools:
+        given = whole.get("arguments", whole.get("parameters"))
+        if isinstance(given, dict):
+            return whole["name"], given
     name, _, rest = call.strip().partition(" ")
     if name not in tools:
         if len(tools) != 1:

@@ -103,19 +103,19 @@ def final_norm(params, x: jax.Array, *, config: transformer.Config) -> jax.Array
     return layer_norm(x, own.get("scale"), own.get("bias"), eps=config.norm_eps)
 
 
-def score(model: Model, tokens: Sequence[int], top: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
+def score(loaded: Loaded, tokens: Sequence[int], top: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
     """How likely a model finds a text.
 
     Args:
-      model: whose.
+      loaded: the model.
       tokens: of the text, at most a context.
       top: how many alternatives to name at each place.
 
     Returns:
       log p(tokens[t] | those before), for t from 1 on, and [(token, logprob)] of the likeliest at each of these places.
     """
-    padded = _padded(model.config, tokens)
-    logprobs, ids, best = jax.device_get(_score(model.loaded.params, padded, config=model.config, top=max(1, top)))
+    padded = _padded(loaded.config, tokens)
+    logprobs, ids, best = jax.device_get(_score(loaded.params, padded, config=loaded.config, top=max(1, top)))
     rows = range(len(tokens) - 1)
     return logprobs[:len(rows)].tolist(), [list(zip(ids[t, :top].tolist(), best[t, :top].tolist())) for t in rows]
 

@@ -13,13 +13,14 @@ import jax
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.sharding import RULES, Layout, make_mesh
-from jaxgpt.inference.load import Loaded, find, load, stages
+from jaxgpt.inference.load import Loaded, find, load, stages, template_of
 from jaxgpt.model import hf
 from jaxgpt.model.transformer import Config
 from jaxgpt.tokenizer import hf as hf_tokenizer
 from jaxgpt.tokenizer.conversation import check, render, render_prompt
 from jaxgpt.tokenizer.template import Template, read_template, render_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
+from jaxgpt.tokenizer.turns import stop_tokens
 
 _ONE_LOADS = threading.Lock()
 
@@ -44,9 +45,8 @@ class Model:
         """The model that a stage of a run trained; a UserError where there is none."""
         _, config, outputs = find(workdir, name)
         folder = workdir / name
-        template = read_template(folder / outputs["folder"]) if "folder" in outputs else None
-        return cls(name, config, hf_tokenizer.load(folder / outputs["tokenizer"]), template, folder / "manifest.json",
-                   lambda: load(workdir, name))
+        return cls(name, config, hf_tokenizer.load(folder / outputs["tokenizer"]), template_of(workdir, name),
+                   folder / "manifest.json", lambda: load(workdir, name))
 
     @classmethod
     def of_folder(cls, folder: Path) -> Model:
@@ -59,6 +59,11 @@ class Model:
             params, *_ = hf.read_params(folder, mesh=mesh, rules=RULES["replicated"])
             return Loaded(params, config, tokenizer, name, template)
         return cls(name, config, tokenizer, template, folder / "config.json", read)
+
+    @functools.cached_property
+    def stops(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return stop_tokens(self.tokenizer, self.template)
 
     @property
     def loaded(self) -> Loaded:

@@ -252,8 +252,8 @@ def _shape(body: dict) -> Automaton | None:
     if chosen["type"] == "text":
         return None
     if body.get("tools") and body.get("tool_choice") != "none":
-        raise ApiError(400, 'response_format: an answer of this form calls no tools; leave tools out, or give tool_choice "none"',
-                       param="response_format")
+        raise ApiError(400, 'response_format: an answer of this form calls no tools; leave tools out, or give tool_choice '
+                       '"none"', param="response_format")
     if chosen["type"] == "json_schema" and "json_schema" not in chosen:
         raise ApiError(400, f"{where}: is missing", param=where)
     schema = chosen["json_schema"].get("schema", {}) if chosen["type"] == "json_schema" else {"type": "object"}

@@ -6,18 +6,15 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from jaxgpt.chat import inside
 from jaxgpt.chat.terminal import harmless, text_pieces
 from jaxgpt.core.errors import UserError
-from jaxgpt.inference.generate import bucket, generate, stream
+from jaxgpt.inference.generate import generate, stream
 from jaxgpt.inference.load import Loaded
-from jaxgpt.model import losses, transformer
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 BAR = 20  # characters of a bar for a probability of 1
@@ -65,7 +62,7 @@ def sample(loaded: Loaded, prompt: str = "", *, samples: int = 1, stop: Sequence
         cut = completion.finished or len(kept) < len(completion.content)
         found = {"prompt": prompt, "text": text, "finish_reason": "stop" if cut else "length"}
         if probabilities or as_json:
-            values = token_logprobs(loaded.params, loaded.config, tokens, kept)
+            values = inside.score(loaded, [*tokens, *kept], 0)[0][len(tokens) - 1:]
             found["tokens"] = [{"id": token, "text": tokenizer.decode([token]), "logprob": value}
                                for token, value in zip(kept, values)]
         output.write(_shown(found, first=number == 0, as_json=as_json))
@@ -92,22 +89,6 @@ def before(stop: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
             yield ready
     if waiting:
         yield waiting
-
-
-def token_logprobs(params: Any, config: transformer.Config, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
-    """The log-probability of each token of a completion, in nats, by the model itself: at temperature 1, of all tokens."""
-    tokens = [*prompt, *completion]
-    row = np.zeros((1, bucket(len(tokens), most=config.context)), np.int32)
-    row[0, :len(tokens)] = tokens
-    found = np.asarray(_logprobs(params, jnp.array(row), config=config))[0]
-    return found[len(prompt) - 1:len(tokens) - 1].tolist()
-
-
-@partial(jax.jit, static_argnames="config")
-def _logprobs(params, tokens, *, config):
-    """[B, T]: that of the token which follows position t."""
-    x, _, _ = transformer.hidden(params, tokens, config=config)
-    return losses.token_logprobs(params, x, jnp.roll(tokens, -1, axis=1), config=config)[0]
 
 
 def _cut(tokenizer: Tokenizer, tokens: list[int], stop: Sequence[str]) -> tuple[list[int], str]:

@@ -19,10 +19,10 @@ from jaxgpt.core.files import write_text
 from jaxgpt.inference.calls import Caller, Tool
 from jaxgpt.inference.generate import sampling_options, stream
 from jaxgpt.inference.load import Loaded
-from jaxgpt.tokenizer.conversation import ROLES, Message, parse, render_prompt
+from jaxgpt.tokenizer.conversation import ROLES, Message, parse
 from jaxgpt.tokenizer.special import CALL, RESULT
-from jaxgpt.tokenizer.template import render_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
+from jaxgpt.tokenizer.turns import prompt_turns, stop_tokens
 
 HELP = """\
 /system TEXT  sets the system message (without TEXT: removes it) and starts over
@@ -108,7 +108,7 @@ class Conversation:
     def _tokens(self, request: int) -> Iterator[int]:
         """The tokens of an answer, those that calls put in included."""
         loaded, completion, prompt = self.loaded, [], self._prompt()
-        stop = (loaded.tokenizer.end, *(self.caller.watch if self.caller else ()))
+        stop = (*stop_tokens(loaded.tokenizer, loaded.template), *(self.caller.watch if self.caller else ()))
         while (left := min(self.max_new_tokens, loaded.config.context - len(prompt)) - len(completion)) > 0:
             for token in stream(loaded.params, loaded.config, [*prompt, *completion], rng=self.rng, request=request,
                                 max_new_tokens=left, stop=stop, **self.options):
@@ -125,10 +125,7 @@ class Conversation:
         return "\n".join(f"{message['role']}: {_plain(message['content'])}\n" for message in self.messages)
 
     def _prompt(self) -> list[int]:
-        loaded = self.loaded
-        if loaded.template:
-            return render_template(loaded.template, loaded.tokenizer, self.messages)
-        return render_prompt(loaded.tokenizer, self.messages)
+        return prompt_turns(self.loaded.tokenizer, self.messages, self.loaded.template)
 
 
 def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int], *, calls: bool = False) -> Iterator[str]:

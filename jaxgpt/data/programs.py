@@ -69,7 +69,8 @@ class Tokenize(Stage):
 
     Attributes:
       corpus: the stage that wrote the documents.
-      tokenizer: the stage that wrote the tokenizer or imported one, or the name of one of tiktoken's encodings, such as "gpt2".
+      tokenizer: the stage that wrote the tokenizer or imported one, or the name of one of tiktoken's encodings, such as
+        "gpt2".
       documents_per_shard: a shard's size.
       xz: whether to measure the compressor.
     """

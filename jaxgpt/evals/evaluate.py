@@ -21,7 +21,7 @@ from jaxgpt.evals.intervals import Interval, wilson
 from jaxgpt.inference.generate import generate
 from jaxgpt.inference.load import Loaded, load
 from jaxgpt.tasks.task import Problem, Task
-from jaxgpt.tokenizer.turns import end_of_turn, prompt_turns
+from jaxgpt.tokenizer.turns import prompt_turns, stop_tokens
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def evaluate(
     if not problems:
         raise UserError(f"task '{task.name}' has no problems to evaluate on; ask for at least one")
     prompts = [prompt_turns(loaded.tokenizer, problem.messages, loaded.template) for problem in problems]
-    stop = (end_of_turn(loaded.tokenizer, loaded.template), loaded.tokenizer.end)
+    stop = stop_tokens(loaded.tokenizer, loaded.template)
     examples: list[Example] = []
     for start in range(0, len(problems), batch):
         numbers = range(start, min(start + batch, len(problems)))
@@ -268,10 +268,9 @@ class Evaluate(Stage):
         """{text, finished} for each of `prompts`, then of `continuations`."""
         tokenizer, options = loaded.tokenizer, {"max_new_tokens": self.max_new_tokens, "batch": self.batch}
         chat = [prompt_turns(tokenizer, [{"role": "user", "content": text}], loaded.template) for text in self.prompts]
-        end = end_of_turn(tokenizer, loaded.template) if chat else tokenizer.end
         plain = [[tokenizer.bos, *tokenizer.encode(text)] for text in self.continuations]
         found = _generate(loaded, chat, rng=context.rng("chat"), temperature=self.temperature,
-                          stop=(end, tokenizer.end), **options)
+                          stop=stop_tokens(tokenizer, loaded.template), **options)
         found += _generate(loaded, plain, rng=context.rng("plain"), temperature=self.continuation_temperature,
                            stop=(tokenizer.bos, tokenizer.end), **options)
         return [{"text": text, "finished": answer.finished} for text, answer in found]

@@ -22,7 +22,8 @@ from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 Tool = Callable[[str], str]  # what a model is shown, also of a mistake
 
-# How models write a call: ours as above, those of Qwen's and Hermes' kind as <tool_call>{"name": …, "arguments": {…}}</tool_call>.
+# How models write a call: ours as above, those of Qwen's and Hermes' kind as
+# <tool_call>{"name": …, "arguments": {…}}</tool_call>.
 FORMS = ((CALL, CALL), ("<tool_call>", "</tool_call>"))
 
 

@@ -114,8 +114,8 @@ def abstract_batch(context: Context, rows: int, length: int, **extra) -> dict:
     return {name: shape(dtype) for name, dtype in kinds.items()}
 
 
-def fit(context: Context, trainable: Trainable, create: Callable[[], TrainState], *, loop: core_loop.Loop, batches, steps: int,
-        tokens_per_step: int | None, length: int, tokenizer: Path, step_fn: Callable | None = None, frozen: Any = (),
+def fit(context: Context, trainable: Trainable, create: Callable[[], TrainState], *, loop: core_loop.Loop, batches,
+        steps: int, tokens_per_step: int | None, length: int, tokenizer: Path, step_fn: Callable | None = None, frozen: Any = (),
         evaluate=None, start: str | None = None) -> tuple[TrainState, dict]:
     """Trains and returns the last state with the outputs that later stages read.
 
@@ -129,7 +129,7 @@ def fit(context: Context, trainable: Trainable, create: Callable[[], TrainState]
       start: the stage that it starts from; what a model from elsewhere brought with it is handed on.
     """
     rows, adapter = tokens_per_step and tokens_per_step // length, trainable.lora
-    trained = f", of which {lora.count(trainable.config, adapter):,} beside them are trained," if adapter else ""
+    trained = f" and an adapter of {lora.count(trainable.config, adapter):,}, which alone is trained," if adapter else ""
     context.log(f"{context.stage.name}: {transformer.count_params(trainable.config):,} parameters{trained} on "
                 f"{sharding.describe(context.mesh, context.experiment.rules, rows, length)}")
     state = core_loop.train(

@@ -47,7 +47,7 @@ class Lora:
         for name in self.projections or ():
             if name not in PLACES:
                 raise ValueError(f"projections: there is no {name!r}; there are {', '.join(PLACES)}")
-        if self.projections is not None and len(set(self.projections)) != len(self.projections or (None, None)):
+        if self.projections is not None and (not self.projections or len(set(self.projections)) < len(self.projections)):
             raise ValueError(f"projections={self.projections}: at least one, each once; None for all")
 
     @property

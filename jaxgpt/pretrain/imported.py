@@ -151,7 +151,8 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer, config: transformer.Conf
                         f"embedding of the model has {config.vocab_size} rows (vocab_size of config.json)")
 
 
-def import_experiment(folder: str, dtype: str | None = None, compute: str = "float32", turns: bool = False) -> Experiment:
+def import_experiment(folder: str, dtype: str | None = None, compute: str = "float32",
+                      turns: bool = False) -> Experiment:
     """The experiment whose one stage imports a folder, over as many devices as divide its width."""
     _, config, _ = hf.check_folder(folder)
     layout = Layout(data=-1, fsdp=math.gcd(jax.device_count(), config.width))

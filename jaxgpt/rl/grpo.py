@@ -209,7 +209,9 @@ class Practice:
 
     def __init__(self, stage: GRPO, context: Context, config: transformer.Config, tokenizer: Tokenizer,
                  template: Template | None = None, model: Callable[[TrainState], Any] = lambda state: state.params):
-        """`model` gives the policy's parameters. Raises UserError where a problem's prompt is longer than `prompt_tokens`."""
+        """`model` gives the policy's parameters.
+
+        Raises UserError where a problem's prompt is longer than `prompt_tokens`."""
         self._stage, self._context, self._config, self._tokenizer = stage, context, config, tokenizer
         self._model, self._template = model, template
         parts = ((stage.task, 1.0), *stage.rehearse)

@@ -10,8 +10,9 @@ from jaxgpt.tokenizer.template import Template, render_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 
-def render_turns(tokenizer: Tokenizer, messages: Sequence[Message], template: Template | None = None) -> tuple[list[int], list[int]]:
-    """The tokens of a conversation and their loss mask: 1 on what the assistant says, down to the token that ends its turn.
+def render_turns(tokenizer: Tokenizer, messages: Sequence[Message],
+                 template: Template | None = None) -> tuple[list[int], list[int]]:
+    """The tokens of a conversation and their loss mask: 1 on what the assistant says and on the token that ends its turn.
 
     By a template, a turn of the assistant is what follows the prompt for it; what the template writes after the token
     that ends the turn, such as a newline, is not learned.
@@ -26,7 +27,7 @@ def render_turns(tokenizer: Tokenizer, messages: Sequence[Message], template: Te
     if template is None:
         return render(tokenizer, messages)
     if any(not isinstance(message["content"], str) for message in messages):
-        raise UserError("a conversation with calls inside a turn cannot be written by the template of a model from elsewhere")
+        raise UserError("calls inside a turn cannot be written by the chat template of a model from elsewhere")
     tokens = render_template(template, tokenizer, messages, prompt=False)
     mask, special = [0] * len(tokens), set(tokenizer.special.values())
     for i, message in enumerate(messages):
@@ -35,8 +36,8 @@ def render_turns(tokenizer: Tokenizer, messages: Sequence[Message], template: Te
         start = render_template(template, tokenizer, messages[:i])
         turn = render_template(template, tokenizer, messages[:i + 1], prompt=False)
         if turn[:len(start)] != start or tokens[:len(turn)] != turn:
-            raise UserError(f"the model's chat template writes turn {i + 1} of a conversation in another way once others "
-                            "follow it, so it cannot be trained on as it stands; use conversations of one answer")
+            raise UserError(f"the model's chat template writes turn {i + 1} of a conversation in another way once "
+                            "others follow it, so it cannot be trained on as it stands; use conversations of one answer")
         ends = [at for at in range(len(start), len(turn)) if turn[at] in special]
         stop = ends[-1] + 1 if ends else len(turn)
         mask[len(start):stop] = [1] * (stop - len(start))
@@ -60,6 +61,14 @@ def end_of_turn(tokenizer: Tokenizer, template: Template | None = None) -> int:
     tokens, mask = render_turns(tokenizer, example, template)
     last = [token for token, learned in zip(tokens, mask) if learned][-1]
     if last not in tokenizer.special.values():
-        raise UserError("the model's chat template ends the assistant's turn with no special token, so it could not learn "
-                        "to stop")
+        raise UserError("the model's chat template ends the assistant's turn with no special token, so it could not "
+                        "learn to stop")
     return last
+
+
+def stop_tokens(tokenizer: Tokenizer, template: Template | None = None) -> tuple[int, ...]:
+    """The tokens that end an answer: the one that ends a text and, where there is another, the one that ends a turn."""
+    try:
+        return tuple({tokenizer.end, end_of_turn(tokenizer, template)})
+    except UserError:  # no such token, or a template that refuses the example: it then ends as a text does
+        return (tokenizer.end,)

@@ -1,6 +1,7 @@
 """Models and tokenizers as llama2.c reads them: played by a few lines of NumPy here, and by its own `run` where there is one."""
 
 import dataclasses
+import json
 import os
 import struct
 import subprocess
@@ -166,6 +167,49 @@ def test_refusals_leave_nothing(exported, tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="llama2.c cannot play import: qk_norm should be False, but is True"):
         imported.export_llama2c(work, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def merged_as_run_does(found, text):
+    """Its encoding: the opening token, a space, characters or their bytes, then the pair of the best score, again and again."""
+    number = {token: i for i, (token, _) in reversed(list(enumerate(found)))}
+    tokens = [1]
+    for character in " " * bool(text) + text:
+        spelt = character.encode()
+        tokens += [number[spelt]] if spelt in number else [byte + 3 for byte in spelt]
+    while True:
+        pairs = [(found[number[both]][1], -i, number[both]) for i, (a, b) in enumerate(zip(tokens, tokens[1:]))
+                 if (both := found[a][0] + found[b][0]) in number and found[number[both]][1] > -1e10]
+        if not pairs:
+            return tokens
+        _, at, new = max(pairs)
+        tokens[-at:2 - at] = [new]
+
+
+def test_a_tokenizer_of_llama_2s_kind_encodes_as_it_did(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="the reference implementation of tokenizer.json")
+    from tokenizers import decoders, models, normalizers, trainers
+    made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                      decoders.Strip(" ", 1, 0)])
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    made.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=330, special_tokens=first, show_progress=False, max_token_length=8))
+    found = json.loads(made.to_str())
+    found["added_tokens"] = [token for token in found["added_tokens"] if not token["content"].startswith("<0x")]
+    vocabulary = found["model"]["vocab"]
+    found["model"]["merges"] = [[token[:i], token[i:]] for token in sorted(vocabulary, key=vocabulary.get)
+                                for i in range(1, len(token)) if {token[:i], token[i:]} <= set(vocabulary)]  # as published
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    tokenizer = hf_tokenizer.read(tmp_path)
+    rows, spelt, scores = imported.llama2c_tokenizer.pieces(tokenizer, 340)
+    assert list(rows) == list(range(340))
+    for text in ("", "the cat sat", "that  was \u2603 \u00e9t\u00e9", "zebra\n"):
+        assert merged_as_run_does(list(zip(spelt, scores)), text) == [1, *tokenizer.encode(text)]
+    vocabulary["<0x00>"], vocabulary["<0x01>"] = vocabulary["<0x01>"], vocabulary["<0x00>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"wants the token that opens a text to be 1 .found: 1. and <0x00> to be 3 .found: 4."):
+        imported.llama2c_tokenizer.pieces(hf_tokenizer.read(tmp_path), 340)
 
 
 def test_a_tokenizer_laid_out_otherwise_is_refused():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxgpt.chat.models import Model
+from jaxgpt.chat.terminal import Conversation
 from jaxgpt.evals.evaluate import Evaluate
 from jaxgpt.inference.load import load
 from jaxgpt.model import hf, transformer
@@ -59,6 +61,11 @@ def test_finetuning_practice_and_scores_in_its_own_turns(folder, tmp_path):
     rows = json.loads((work / "evaluate" / "scores.json").read_text())["rows"]
     stopped = {row["stage"]: row["stopped"] for row in rows}
     assert stopped["import"] < 0.2 and stopped["sft"] > 0.8 and stopped["grpo"] > 0.8  # it has learned to end its turn
+
+    conversation = Conversation(after, temperature=0.0, max_new_tokens=12)
+    conversation.messages = [{"role": "user", "content": "say 1"}]
+    assert "".join(conversation.answer()) in ("a", "b", "c")  # and not what follows the end of the turn
+    assert set(Model.of_stage(work, "grpo").stops) == {after.tokenizer.special[name] for name in ("<|endoftext|>", "<|im_end|>")}
 
     assert imported.export(work, tmp_path / "out", stage="grpo") == "llama"
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == CHATML
