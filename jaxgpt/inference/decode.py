@@ -21,6 +21,7 @@ from jax import lax
 from jaxgpt.core.shapes import check
 from jaxgpt.inference.sampling import row_keys, sample
 from jaxgpt.model import transformer
+from jaxgpt.model.kv_cache import init_cache
 
 
 class State(NamedTuple):
@@ -105,8 +106,8 @@ def begin(params, prompts, lengths, limits, requests, rng, stop, options, *, con
       had room for a token, as `decode` counts them).
     """
     B = prompts.shape[0]
-    logits, cache = prefill(params, prompts, lengths, transformer.init_cache(config, B, slots), config=config)
-    cache = jax.tree.map(lambda kv: jnp.repeat(kv, group, axis=-4), cache)  # [..., B, S, K, H]
+    logits, cache = prefill(params, prompts, lengths, init_cache(config, B, slots), config=config)
+    cache = jax.tree.map(lambda kv: jnp.repeat(kv, group, axis=-4), cache)  # [..., B, K, S, H]
     last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
     last, lengths, logits = (jnp.repeat(x, group, axis=0) for x in (last, lengths, logits))
     state = State(cache, last, lengths - 1, limits, requests, running=lengths < limits,

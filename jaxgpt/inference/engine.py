@@ -231,9 +231,11 @@ class Engine:
         masked = [sample for sample in drawing if sample.request.mask]
         for sample in masked:
             self._mask(sample)
-        steps = 1 if masked else self.chunk
+        limits = [self._limit(sample.request) for sample in drawing]
+        left = [limit - len(sample.sequence) for limit, sample in zip(limits, drawing)]
+        steps = 1 if masked else min(self.chunk, max(min(left), self.chunk // 4) if self._waiting else max(left))
         rows = self._row_bucket(max(sample.slot for sample in drawing) + 1)
-        span = self._span(max(len(sample.sequence) for sample in drawing) + steps)
+        span = self._span(max(min(len(sample.sequence) + steps, limit) for sample, limit in zip(drawing, limits)))
         self._rows, drawn, counts = self._run["decode"](self._params, self._rows, np.int32(steps), rows=rows, span=span,
                                                         alternatives=self._alternatives())
         drawn, counts = jax.device_get((drawn, counts))
@@ -347,7 +349,7 @@ class Engine:
 
         def empty():
             made = rows_on_device.init(self.config, self.slots, self.context, cache_dtype)
-            cache = jax.tree.map(lambda a: sharding.shard(a, None, None, "kv_heads", None), made.cache)
+            cache = jax.tree.map(lambda a: sharding.shard(a, None, "kv_heads", None, None), made.cache)
             return made._replace(cache=cache)
 
         self._rows = jax.jit(wrap(empty))()

@@ -21,6 +21,7 @@ from jax import lax
 
 from jaxgpt.inference.sampling import sample
 from jaxgpt.model import transformer
+from jaxgpt.model.kv_cache import init_cache
 from jaxgpt.model.losses import selective_log_softmax
 
 STOPS = 16  # tokens that a row looks for
@@ -55,7 +56,7 @@ class Slots(NamedTuple):
     """All rows.
 
     Attributes:
-      cache: as `transformer.init_cache` makes it.
+      cache: as `init_cache` makes it.
       tokens: [B] the newest token of each row, which the model has not seen.
       positions: [B] where it stands.
       running: [B] bool: whether the row draws.
@@ -88,7 +89,7 @@ def init(config: transformer.Config, slots: int, context: int, dtype=None) -> Sl
     V, numbers, whole = config.vocab_size, jnp.zeros(slots), jnp.zeros(slots, jnp.int32)
     settings = Settings(*[numbers] * 7, seed=whole.astype(jnp.uint32), sample=whole.astype(jnp.uint32), limit=whole,
                         stops=jnp.full((slots, STOPS), -1, jnp.int32), bias=jnp.zeros((slots, V)))
-    return Slots(transformer.init_cache(config, slots, context, dtype), whole, whole, jnp.zeros(slots, bool),
+    return Slots(init_cache(config, slots, context, dtype), whole, whole, jnp.zeros(slots, bool),
                  jnp.zeros((slots, V), jnp.int32), jnp.zeros((slots, V), bool), settings)
 
 
@@ -118,7 +119,7 @@ def prefill(params, slots: Slots, slot, tokens, start, length, draws, *, config,
     P = tokens.shape[0]
     index = jnp.arange(P)
     positions = jnp.where(index < length, start + index, config.context + span)  # out of bounds is not written
-    row = jax.tree.map(lambda a: lax.dynamic_slice(a, (slot, 0, 0, 0), (1, span, *a.shape[2:])), slots.cache)
+    row = jax.tree.map(lambda a: lax.dynamic_slice(a, (slot, 0, 0, 0), (1, a.shape[1], span, a.shape[3])), slots.cache)
     x, row, _ = transformer.hidden(params, tokens[None], config=config, positions=positions[None], cache=row)
     cache = jax.tree.map(lambda a, new: lax.dynamic_update_slice(a, new, (slot, 0, 0, 0)), slots.cache, row)
     logits = transformer.unembed(params, x[:, length - 1], config=config)
@@ -140,7 +141,7 @@ def decode(params, slots: Slots, steps, *, config, rows: int, span: int, chunk: 
       (slots, Drawn [rows, chunk], counts [rows]: how many of them each row got, its first ones).
     """
     part = jax.tree.map(lambda a: a[:rows], slots._replace(cache=()))
-    part = part._replace(cache=jax.tree.map(lambda a: a[:rows, :span], slots.cache))
+    part = part._replace(cache=jax.tree.map(lambda a: a[:rows, :, :span], slots.cache))
 
     def goes_on(carry):
         step, part, *_ = carry

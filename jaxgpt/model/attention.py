@@ -72,17 +72,6 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *,
     return (out_BTNH, weights_BKGTS.reshape(B, N, T, S)) if with_weights else out_BTNH
 
 
-def write_cache(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
-    """slots[b, positions[b, t]] = new[b, t].
-
-    Args:
-      slots: [B, S, K, H].
-      new: [B, T, K, H].
-      positions: int [B, T].
-    """
-    return slots.at[jnp.arange(slots.shape[0])[:, None], positions].set(new.astype(slots.dtype))
-
-
 def self_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, windows: tuple[int | None, ...] = (None,),
                    which: jax.Array | int = 0, segment_ids: jax.Array | None = None,
                    implementation: str = "auto") -> jax.Array:

@@ -25,12 +25,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxgpt.core.shapes import check
 from jaxgpt.core.sharding import shard
 from jaxgpt.model import experts, remat
-from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention, write_cache
+from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention
 from jaxgpt.model.config import Config, LinearScaling, YarnScaling
+from jaxgpt.model.kv_cache import Cache, read_cache, write_cache
 from jaxgpt.model.layers import (activate, layer_norm, linear, rms_norm, rope_frequencies, rotary, soft_cap,
                                  yarn_frequencies)
-
-Cache = tuple[dict[str, jax.Array], ...]  # one a layer
 
 
 class Transformer(nn.Module):
@@ -130,13 +129,13 @@ class Attention(nn.Module):
                                  implementation=config.attention)
         else:
             if cache is not None:
-                k, v = write_cache(cache["k"], k, positions), write_cache(cache["v"], v, positions)
-                cache, index = {"k": k, "v": v}, positions
+                cache = {"k": write_cache(cache["k"], k, positions), "v": write_cache(cache["v"], v, positions)}
+                k, v, index = read_cache(cache["k"], x.dtype), read_cache(cache["v"], x.dtype), positions
             else:
                 index = jnp.arange(T)[None]
             mask = attention_mask(index, jnp.arange(k.shape[1])[None], window=pick_window(windows, which),
                                   query_segments=segment_ids, key_segments=segment_ids)
-            out, weights = attention(q, k.astype(x.dtype), v.astype(x.dtype), mask, with_weights=True)
+            out, weights = attention(q, k, v, mask, with_weights=True)
         out = _Linear(config, config.width, ("heads", "embed"), output=True, name="o")(out.reshape(B, T, N * H))
         return checkpoint_name(out, "attention_out"), cache, weights
 
@@ -171,7 +170,7 @@ class Experts(nn.Module):
         config = self.config
         D, F = config.width, config.F
         router = _Matrix(config, (D, config.experts), ("embed", "router"), name="router")()
-        logits = linear(x.astype(jnp.float32), router.astype(jnp.float32))
+        logits = linear(x.astype(jnp.float32), router)
         weights, chosen = experts.route(logits, config.experts_per_token, normalize=config.norm_topk)
         inward = ("up", "gate") if config.activation == "swiglu" else ("up",)
         matrices = {name: _Matrix(config, (config.experts, D, F), ("expert", "embed", "mlp"), name=name)()
@@ -198,10 +197,10 @@ class _Linear(nn.Module):
                             (x.shape[-1], self.features))
         biased = config.bias if self.bias is None else self.bias
         bias = self.param("bias", _init((self.axes[1],), 0.0), (self.features,)) if biased else None
-        y = linear(x, weight.astype(x.dtype), None if bias is None else bias.astype(x.dtype))
+        y = linear(x, weight, bias)
         if self.has_variable("params", "lora"):  # an adapter, see `lora.py`
-            a, b = (self.get_variable("params", "lora")[name].astype(x.dtype) for name in ("a", "b"))
-            y = y + linear(linear(x, a), b)
+            adapter = self.get_variable("params", "lora")
+            y = y + linear(linear(x, adapter["a"]), adapter["b"])
         return y
 
 
@@ -256,7 +255,7 @@ def hidden(params: Any, tokens: jax.Array, *, config: Config, positions: jax.Arr
       config: what the model is.
       positions: int [B, T]; 0..T-1 where None. With a cache, also the slots that are written.
       segment_ids: int [B, T]; tokens of different segments do not see each other. Not with a cache.
-      cache: from `init_cache`; tokens then also see what earlier calls wrote. A query at position p sees the slots up
+      cache: from `kv_cache.init_cache`; tokens then also see what earlier calls wrote. A query at position p sees the slots up
         to p, so what lies behind the end of a padded prompt is overwritten before anyone sees it.
       capture: what to return of the inside: "attention" [L, B, N, T, S], "hidden" [L, B, T, D] and, where there are
         experts, "router" [L, B, T, E], the logits by which tokens choose.
@@ -289,7 +288,7 @@ def unstack(params: Any) -> Any:
 
 def unembed(params: Any, x: jax.Array, *, config: Config) -> jax.Array:
     """Logits of the next token: float32 [..., V] from x [..., D]."""
-    return soft_cap(linear(x, head(params, config=config).astype(x.dtype), dtype=jnp.float32), config.logit_soft_cap)
+    return soft_cap(linear(x, head(params, config=config), dtype=jnp.float32), config.logit_soft_cap)
 
 
 def head(params: Any, *, config: Config) -> jax.Array:
@@ -300,12 +299,6 @@ def head(params: Any, *, config: Config) -> jax.Array:
 def apply(params: Any, tokens: jax.Array, *, config: Config, **options) -> jax.Array:
     """Logits [B, T, V] of tokens [B, T]: `unembed` of `hidden`; options as in `hidden`."""
     return unembed(params, hidden(params, tokens, config=config, **options)[0], config=config)
-
-
-def init_cache(config: Config, batch: int, length: int, dtype=None) -> Cache:
-    """An empty cache of `length` slots: for each layer {"k", "v"}, each [B, S, K, H]."""
-    shape = (batch, length, config.K, config.H)
-    return tuple({name: jnp.zeros(shape, dtype or config.dtype) for name in ("k", "v")} for _ in range(config.layers))
 
 
 def count_params(config: Config, *, active: bool = False) -> int:

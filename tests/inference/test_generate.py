@@ -10,6 +10,7 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.inference.decode import begin_jit, decode_chunk, decode_step, prefill
 from jaxgpt.inference.generate import generate, rollout, sampling_options, stream
 from jaxgpt.model import transformer
+from jaxgpt.model.kv_cache import init_cache
 
 SHAPE = dict(vocab_size=50, context=32, layers=2, width=16, heads=4, mlp_width=32, init_std=0.5)
 CONFIGS = {
@@ -58,7 +59,7 @@ def test_cached_equals_full_forward(model):
     rows = np.random.default_rng(0).integers(0, config.vocab_size, (4, config.context)).astype(np.int32)
     lengths = np.array([3, 9, 1, 16], np.int32)
     expected = full_forward(params, rows, config=config)
-    cache = transformer.init_cache(config, 4, config.context)
+    cache = init_cache(config, 4, config.context)
     logits, cache = jax.jit(prefill, static_argnames="config")(params, rows[:, :16], lengths, cache, config=config)
     np.testing.assert_allclose(logits, expected[np.arange(4), lengths - 1], rtol=1e-4, atol=1e-4)
 
@@ -154,8 +155,8 @@ def test_decoding_leaves_early(rotary):
     every_token = np.arange(config.vocab_size)
     state, _, _, counts = decode_chunk(params, state, RNG, every_token, options, config=config, steps=8)
     assert counts.tolist() == [1, 1, 1, 1] and state.finished.all() and not state.running.any()
-    keys = jax.tree.leaves(state.cache)[0]  # [..., B, S, K, H]
-    written = (jnp.abs(keys).sum((-1, -2)) > 0).reshape(-1, 32)
+    keys = jax.tree.leaves(state.cache)[0]  # [B, K, S, H]
+    written = (jnp.abs(keys).sum((1, 3)) > 0).reshape(-1, 32)
     assert written[:, :16].all() and not written[:, 16:].any()
 
 

@@ -14,6 +14,7 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.core.optim import Optim, make_optimizer
 from jaxgpt.core.step import abstract
 from jaxgpt.model import experts, losses, transformer
+from jaxgpt.model.kv_cache import init_cache
 from jaxgpt.model.layers import activate
 
 CONFIG = transformer.Config(vocab_size=64, context=32, layers=2, width=32, heads=4, kv_heads=2, mlp_width=24, init_std=0.3,
@@ -179,7 +180,7 @@ def test_causal_with_places_and_cached_without(params):
     before, after = logits_of(params, tokens, tight), logits_of(params, tokens.at[:, 7].add(1), tight)
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert (before[:, 7:] != after[:, 7:]).any()
-    cache = transformer.init_cache(tight, 2, 16)
+    cache = init_cache(tight, 2, 16)
 
     @jax.jit
     def step(params, tokens, at, cache):

@@ -11,6 +11,7 @@ import pytest
 from jaxgpt.core import sharding
 from jaxgpt.core.step import abstract
 from jaxgpt.model import presets, transformer
+from jaxgpt.model.kv_cache import init_cache
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -38,7 +39,7 @@ def test_causality_by_gradient(params, config, tokens):
 def test_cached_decoding_is_the_full_pass(params, config, tokens):
     """Prompts of different lengths, padded on the right with rubbish, then token by token."""
     full = logits(params, tokens, config)
-    lengths, cache = jnp.array([3, 5]), transformer.init_cache(config, 2, 16)
+    lengths, cache = jnp.array([3, 5]), init_cache(config, 2, 16)
     prompt = jnp.where(jnp.arange(5) < lengths[:, None], tokens[:, :5], 60)
     positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
     out, cache = cached_logits(params, prompt, positions, cache, config)
