@@ -1,6 +1,6 @@
 """The engine: many prompts at once, each with its own options, arriving and ending when they like.
 
-A fixed set of slots on the device (`slots.py`) is filled from a queue. One `step` of the host takes in what there is
+A fixed set of slots on the device (`rows.py`) is filled from a queue. One `step` of the host takes in what there is
 room for, reads a piece of each prompt that is not read yet, lets all rows draw a chunk of tokens, and hands out what
 came: rows that end make room at once, so a long completion holds up none (continuous batching: Yu et al. 2022, "Orca").
 What a row has read stays there until it is needed again: a prompt that begins alike, such as one under a common system
@@ -16,22 +16,18 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
-import functools
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxgpt.core import sharding
 from jaxgpt.core.errors import UserError
-from jaxgpt.inference import slots as rows_on_device
 from jaxgpt.inference.progress import TextProgress
 from jaxgpt.inference.request import Finished, Output, Request, Token, check_request
-from jaxgpt.inference.slots import STOPS, Settings
+from jaxgpt.inference.rows import Rows, check_draft
+from jaxgpt.inference.slots import STOPS, Drawn
 from jaxgpt.model import transformer
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
@@ -71,22 +67,26 @@ class Engine:
 
     def __init__(self, params: Any, config: transformer.Config, *, tokenizer: Tokenizer | None = None, slots: int = 8,
                  context: int | None = None, chunk: int = 16, piece: int = 256, alternatives: int = 20,
-                 cache_dtype: str | None = None, mesh: jax.sharding.Mesh | None = None, rules: dict | None = None):
+                 cache_dtype: str | None = None, draft: tuple[Any, transformer.Config] | None = None, ahead: int = 4,
+                 mesh: jax.sharding.Mesh | None = None, rules: dict | None = None):
         """Lays the weights out for decoding and makes empty rows; compiles nothing yet, see `warm_up`.
 
         Args:
-          params, config: the model.
+          params, config: the model; parameters may be in eight bits, see `quantize`.
           tokenizer: for text and stop strings; without one, tokens alone.
           slots: B, completions under way at once.
           context: S, prompt and completion; the model's where None.
           chunk: most tokens that a row draws between two looks of the host.
           piece: most tokens of a prompt that are read in one call.
           alternatives: most that a request may ask for.
-          cache_dtype: of keys and values; as the activations where None.
+          cache_dtype: of keys and values; as the activations where None, "int8" for eight bits.
+          draft: (params, config) of a small model with the same tokenizer, which guesses what the model then checks: the
+            same tokens in fewer passes, see `slots.py`.
+          ahead: how many tokens it guesses before each pass.
           mesh, rules: where the model lies, if on several devices.
 
         Raises:
-          UserError: an impossible size.
+          UserError: an impossible size, or a draft that does not go with the model.
         """
         for name, value in {"slots": slots, "chunk": chunk, "piece": piece}.items():
             if value < 1:
@@ -96,15 +96,19 @@ class Engine:
             raise UserError(f"context is {context}, but must be 2 to {config.context}, the model's")
         self.config, self.tokenizer = config, tokenizer
         self.slots, self.context, self.chunk, self.alternatives = slots, context, chunk, min(alternatives, config.vocab_size)
-        self._piece = _bucket(piece, most=context)
-        self._mesh, self._rules = mesh, rules
         self._special = frozenset(tokenizer.special.values()) if tokenizer else frozenset()
-        self._make_programs(cache_dtype)
-        self.update(params)
+        if draft:
+            check_draft(config, draft[1], context, ahead)
+        models, configs = zip((params, config), *([draft] if draft else ()))
+        self._rows = Rows(models, configs, slots=slots, context=context, chunk=chunk, piece=piece,
+                          alternatives=self.alternatives, ahead=ahead if draft else 0, cache_dtype=cache_dtype, mesh=mesh,
+                          rules=rules)
+        self.forget()
         self._samples: list[_Sample | None] = [None] * slots
         self._waiting: collections.deque[_Sample] = collections.deque()
         self._count = 0
-        self.tokens_read = self.tokens_drawn = 0  # so far: of prompts, without what was copied; of completions
+        # so far: tokens of prompts that were read, and not copied; tokens of completions; passes that a row drew them in
+        self.tokens_read = self.tokens_drawn = self.passes = 0
 
     # --- what is asked -----------------------------------------------------------------------------------------------
 
@@ -160,10 +164,21 @@ class Engine:
                     outputs[numbers[event.request]][event.sample] = Output(tuple(tokens[key]), event)
         return outputs
 
-    def update(self, params: Any) -> None:
-        """Takes other weights of the same shapes, without compiling again; what is under way goes on with them."""
-        self._params = self._lay_out(params)
-        self._left: list[list[int]] = [[] for _ in range(self.slots)]  # what rows at rest have read
+    def update(self, params: Any, draft: Any = None) -> None:
+        """Takes other weights of the same shapes, those of the draft too where there is one, without compiling again; what
+        is under way goes on with them."""
+        self._rows.update((params,) if draft is None else (params, draft))
+        self.forget()
+
+    def forget(self) -> None:
+        """Copies nothing any more from what rows at rest have read; other weights would read it otherwise."""
+        self._left: list[list[int]] = [[] for _ in range(self.slots)]
+
+    def warm_up(self, *, alternatives: bool = False) -> int:
+        """Compiles every program that requests can need, so that none waits for it later; returns how many."""
+        compiled = self._rows.warm_up(alternatives=alternatives)
+        self.forget()
+        return compiled
 
     # --- one turn of the host ----------------------------------------------------------------------------------------
 
@@ -198,9 +213,9 @@ class Engine:
         common = [_common(self._holds(row), sample.sequence[:-1]) for row in range(self.slots)]  # the last gives logits
         source = max(range(self.slots), key=lambda row: (common[row], row == slot))
         if source != slot and common[source]:
-            self._rows = self._run["copy"](self._rows, source, slot)
+            self._rows.copy(source, slot)
         self._samples[slot], sample.slot, sample.filled = sample, slot, common[source]
-        self._rows = self._run["admit"](self._rows, slot, *self._settings(sample))
+        self._rows.admit(slot, sample.request, sample.index, sample.sequence, self._limit(sample.request))
 
     def _holds(self, slot: int) -> list[int]:
         """The tokens whose keys and values a row has."""
@@ -209,22 +224,20 @@ class Engine:
 
     def _read(self, sample: _Sample) -> list[Token | Finished]:
         """Reads the next piece; behind the last one the first token is drawn."""
-        length = min(len(sample.sequence) - sample.filled, self._piece)
-        piece = np.zeros(_bucket(length, least=8, most=self._piece), np.int32)
-        piece[:length] = sample.sequence[sample.filled:sample.filled + length]
-        last = sample.filled + length == len(sample.sequence)
+        piece = sample.sequence[sample.filled:sample.filled + self._rows.piece]
+        last = sample.filled + len(piece) == len(sample.sequence)
         if last and sample.request.mask:
             self._mask(sample)
-        self._rows, drawn = self._run["prefill"](
-            self._params, self._rows, sample.slot, piece, np.int32(sample.filled), np.int32(length), np.bool_(last),
-            span=self._span(sample.filled + length), alternatives=self._alternatives())
-        self.tokens_read += length
-        sample.filled += length
+        drawn = self._rows.read(sample.slot, piece, sample.filled, last=last, alternatives=self._wants_alternatives())
+        self.tokens_read += len(piece)
+        sample.filled += len(piece)
         sample.reading = not last
-        return self._take(sample, jax.device_get(drawn), (0,)) if last else []
+        return self._take(sample, drawn, (0,)) if last else []
 
     def _draw(self) -> list[Token | Finished]:
         """A chunk of tokens for all rows that draw."""
+        if not self._waiting:
+            self._close_up()
         drawing = [sample for sample in self._samples if sample and not sample.reading and not sample.awaits]
         if not drawing:
             return []
@@ -233,12 +246,12 @@ class Engine:
             self._mask(sample)
         limits = [self._limit(sample.request) for sample in drawing]
         left = [limit - len(sample.sequence) for limit, sample in zip(limits, drawing)]
+        # where others wait, about as long as the first to be ready; never longer than anybody needs
         steps = 1 if masked else min(self.chunk, max(min(left), self.chunk // 4) if self._waiting else max(left))
-        rows = self._row_bucket(max(sample.slot for sample in drawing) + 1)
-        span = self._span(max(min(len(sample.sequence) + steps, limit) for sample, limit in zip(drawing, limits)))
-        self._rows, drawn, counts = self._run["decode"](self._params, self._rows, np.int32(steps), rows=rows, span=span,
-                                                        alternatives=self._alternatives())
-        drawn, counts = jax.device_get((drawn, counts))
+        longest = max(min(len(sample.sequence) + steps, limit) for sample, limit in zip(drawing, limits))
+        drawn, counts, passes = self._rows.draw(steps, max(sample.slot for sample in drawing) + 1, longest,
+                                                alternatives=self._wants_alternatives())
+        self.passes += int(passes.sum())
         events: list[Token | Finished] = []
         for sample in drawing:
             slot = sample.slot
@@ -249,7 +262,16 @@ class Engine:
                     break  # a stop string ended it, of which the device does not know
         return events
 
-    def _take(self, sample: _Sample, drawn: rows_on_device.Drawn, at: tuple[int, ...]) -> list[Token | Finished]:
+    def _close_up(self) -> None:
+        """Moves rows to the front where fewer of them can then be worked on."""
+        while self.active and self._rows.row_bucket(self.active) < self._rows.row_bucket(
+                source := 1 + max(slot for slot, sample in enumerate(self._samples) if sample)):
+            source, target = source - 1, self._samples.index(None)
+            self._rows.move(source, target)
+            self._samples[target], self._samples[source] = self._samples[source], None
+            self._left[source], self._samples[target].slot = self._holds(target), target
+
+    def _take(self, sample: _Sample, drawn: Drawn, at: tuple[int, ...]) -> list[Token | Finished]:
         """A drawn token joins its completion, and what follows from it."""
         request, token = sample.request, int(drawn.tokens[at])
         self.tokens_drawn += 1
@@ -293,100 +315,20 @@ class Engine:
 
     def _finish(self, sample: _Sample, reason: str, stopped_by: int | str | None = None) -> Finished:
         if sample.slot is not None:
-            self._rows = self._run["rest"](self._rows, sample.slot)
+            self._rows.rest(sample.slot)
             self._left[sample.slot] = sample.sequence[:sample.filled]
             self._samples[sample.slot] = None
         return Finished(sample.request_id, sample.index, reason, stopped_by, sample.text.finish())
 
-    # --- what the device is given ------------------------------------------------------------------------------------
-
     def _limit(self, request: Request) -> int:
         return min(len(request.prompt) + request.max_new_tokens, self.context)
 
-    def _settings(self, sample: _Sample) -> tuple[Settings, np.ndarray]:
-        request, s = sample.request, sample.request.sampling
-        numbers = (s.temperature, s.top_k or 0, 1 if s.top_p is None else s.top_p, s.min_p or 0, s.repetition_penalty,
-                   s.presence_penalty, s.frequency_penalty)
-        stops = np.full(STOPS, -1, np.int32)
-        stops[:len(request.stop_tokens) + len(request.watch)] = (*request.stop_tokens, *request.watch)
-        seen = np.zeros(self.config.vocab_size, bool)
-        seen[sample.sequence] = True
-        return Settings(*map(np.float32, numbers), seed=np.uint32((s.seed ^ s.seed >> 32) & 0xFFFFFFFF),
-                        sample=np.uint32(sample.index), limit=np.int32(self._limit(request)), stops=stops,
-                        bias=self._bias(request)), seen
-
-    def _bias(self, request: Request) -> np.ndarray:
-        bias = np.zeros(self.config.vocab_size, np.float32)
-        for token, value in request.sampling.logit_bias.items():
-            bias[token] = value
-        return bias
-
     def _mask(self, sample: _Sample) -> None:
         """Forbids what the mask does not allow next."""
-        allowed = sample.request.mask(sample.completion)
-        bias = np.where(allowed, self._bias(sample.request), -np.inf).astype(np.float32)
-        self._rows = self._run["set_bias"](self._rows, sample.slot, bias)
+        self._rows.allow(sample.slot, sample.request, sample.request.mask(sample.completion))
 
-    def _alternatives(self) -> int:
-        """None of the rows may want any, which saves a sort of the vocabulary."""
-        return self.alternatives if any(sample and sample.request.alternatives for sample in self._samples) else 0
-
-    def _row_bucket(self, count: int) -> int:
-        """1, 4, 16, ... rows, or all of them: a program is compiled for each."""
-        return min(4 ** math.ceil(math.log(count, 4) - 1e-9), self.slots)
-
-    def _span(self, positions: int) -> int:
-        return _bucket(positions, least=128, most=self.context)
-
-    # --- programs ----------------------------------------------------------------------------------------------------
-
-    def _make_programs(self, cache_dtype) -> None:
-        def wrap(function):
-            def on_mesh(*arguments, **options):
-                with sharding.in_force(self._mesh, self._rules) if self._mesh else contextlib.nullcontext():
-                    return function(*arguments, **options)
-            return on_mesh
-
-        def empty():
-            made = rows_on_device.init(self.config, self.slots, self.context, cache_dtype)
-            cache = jax.tree.map(lambda a: sharding.shard(a, None, "kv_heads", None, None), made.cache)
-            return made._replace(cache=cache)
-
-        self._rows = jax.jit(wrap(empty))()
-        self._lay_out = jax.jit(transformer.unstack)
-        self._run = rows_on_device.programs(self.config, self.chunk, wrap) if self._mesh else _programs(
-            self.config, self.chunk)
-
-    def warm_up(self, *, alternatives: bool = False) -> int:
-        """Compiles every program that requests can need, so that none waits for it later; returns how many."""
-        compiled = 0
-        kinds = (0, self.alternatives) if alternatives else (0,)
-        spans = sorted({self._span(2 ** power) for power in range(1, self.context.bit_length() + 1)})
-        for kind in kinds:
-            for span in spans:
-                for size in {_bucket(2 ** power, least=8, most=self._piece) for power in range(self._piece.bit_length())}:
-                    if size <= span:
-                        self._rows, _ = self._run["prefill"](
-                            self._params, self._rows, 0, np.zeros(size, np.int32), np.int32(0), np.int32(1), np.bool_(False),
-                            span=span, alternatives=kind)
-                        compiled += 1
-                for rows in {self._row_bucket(count) for count in range(1, self.slots + 1)}:
-                    self._rows, *_ = self._run["decode"](self._params, self._rows, np.int32(0), rows=rows, span=span,
-                                                         alternatives=kind)
-                    compiled += 1
-        self._left = [[] for _ in range(self.slots)]
-        return compiled
-
-
-@functools.lru_cache(maxsize=8)
-def _programs(config: transformer.Config, chunk: int) -> dict[str, Any]:
-    """Those on one device, which engines of models of the same shape share."""
-    return rows_on_device.programs(config, chunk)
-
-
-def _bucket(size: int, *, least: int = 1, most: int) -> int:
-    """The smallest power of two that is at least `size` and `least`, but never more than `most`."""
-    return min(1 << (max(size, least) - 1).bit_length(), most)
+    def _wants_alternatives(self) -> bool:
+        return any(sample and sample.request.alternatives for sample in self._samples)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -48,7 +48,7 @@ class Ours:
         rows = prompts_of(batch, prompt).tolist()
         requests = [Request(tuple(row), tokens, Sampling(temperature=0)) for row in rows]
         engine = self.engine(batch, 64)
-        engine._left = [[] for _ in rows]  # nothing of the round before is to be copied
+        engine.forget()  # nothing of the round before is to be copied
         return min(len(outputs[0].tokens) for outputs in engine.run(requests))
 
     def mixed(self, slots: int, count: int) -> int:
@@ -57,7 +57,7 @@ class Ours:
         requests = [Request(tuple(rng.integers(0, self.config.vocab_size, rng.integers(8, 120)).tolist()),
                             int(rng.integers(16, 128)), Sampling(temperature=0)) for _ in range(count)]
         engine = self.engine(slots, 16)
-        engine._left = [[] for _ in range(slots)]
+        engine.forget()
         return sum(len(outputs[0].tokens) for outputs in engine.run(requests))
 
 

@@ -14,6 +14,7 @@ from jaxgpt.inference import slots
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Finished, Request, Sampling, Token
 from jaxgpt.model import losses, transformer
+from jaxgpt.model.quantize import quantize
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 CONFIG = transformer.Config(vocab_size=300, context=64, layers=2, width=16, heads=4, kv_heads=2, mlp_width=32,
@@ -234,6 +235,83 @@ def test_a_mesh_draws_the_same_tokens(params, engine):
     assert [o[0].ids for o in split.run(requests)] == [o[0].ids for o in engine.run(requests)]
 
 
+# --- a draft ---------------------------------------------------------------------------------------------------------
+
+SMALL = dataclasses.replace(CONFIG, layers=1, width=8, heads=2, kv_heads=1, windows=(None,))
+
+
+@pytest.fixture(scope="module")
+def helped(params, tokenizer):
+    """An engine with a draft that was never trained: it guesses wrongly nearly always."""
+    draft = jax.jit(transformer.init, static_argnums=1)(jax.random.key(7), SMALL)
+    return Engine(params, CONFIG, tokenizer=tokenizer, slots=4, chunk=4, piece=16, alternatives=3, draft=(draft, SMALL), ahead=3)
+
+
+@pytest.fixture(scope="module")
+def doubled(params, tokenizer):
+    """An engine whose draft is the model itself: it guesses rightly."""
+    return Engine(params, CONFIG, tokenizer=tokenizer, slots=4, chunk=8, piece=16, alternatives=3, draft=(params, CONFIG), ahead=3)
+
+
+def in_many_ways(rng, count):
+    """Requests drawn in every way, with stops, forks, watchers, penalties and alternatives."""
+    ways = [GREEDY, Sampling(temperature=0.8, top_k=40, seed=3), Sampling(repetition_penalty=1.4, frequency_penalty=0.3, seed=4),
+            Sampling(temperature=0.5, logit_bias={5: 3.0, 9: -np.inf}, seed=2 ** 33)]
+    return [dataclasses.replace(a_request(rng), sampling=ways[place % 4], alternatives=place % 3) for place in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["helped", "doubled"])
+def test_a_draft_changes_no_token(name, engine, request):
+    """Whatever it guesses: the same tokens, and their numbers within rounding."""
+    requests = in_many_ways(np.random.default_rng(11), 40)
+    drafted = request.getfixturevalue(name)
+    found = run_arriving(drafted, requests, np.random.default_rng(12))
+    expected = engine.run(requests)
+    for (place, sample), (tokens, ended) in found.items():
+        right = expected[place][sample]
+        assert [token.token for token in tokens] == right.ids and [token.forced for token in tokens] == [
+            token.forced for token in right.tokens]
+        assert [(end.reason, end.stopped_by) for end in ended] == [(right.finished.reason, right.finished.stopped_by)]
+        for a, b in zip(tokens, right.tokens):
+            np.testing.assert_allclose([a.logprob, a.model_logprob], [b.logprob, b.model_logprob], atol=2e-5)
+            assert [token for token, _ in a.alternatives] == [token for token, _ in b.alternatives]
+
+
+def test_right_guesses_save_passes(doubled, engine, forward):
+    before = doubled.passes, doubled.tokens_drawn
+    requests = [Request((5, 9, place), 24, GREEDY) for place in range(4)]
+    outputs = doubled.run(requests)
+    for request, (output,) in zip(requests, outputs):
+        check_equal(output, *plain(forward, request))
+    passes, drawn = doubled.passes - before[0], doubled.tokens_drawn - before[1]
+    assert drawn == 96 and passes == 4 * 6  # the first token comes with the prompt, 23 others in passes of four
+
+
+@pytest.mark.slow
+def test_a_draft_and_eight_bits_and_warming_up(params, tokenizer):
+    small = quantize(params)
+    drafted = Engine(small, CONFIG, slots=2, chunk=4, piece=8, alternatives=0, cache_dtype="int8", draft=(small, CONFIG), ahead=2)
+    drafted.warm_up()
+    requests = [Request((5, 9, 7, 8, 1), 20, GREEDY, n=2), Request((4,), 9, Sampling(seed=3), stop_tokens=(8, 9))]
+    with CountCompilations() as compiled:
+        found = drafted.run(requests)
+        drafted.update(quantize(params), quantize(params))
+    assert compiled.count == 0
+    alone = Engine(small, CONFIG, slots=2, chunk=4, piece=8, alternatives=0, cache_dtype="int8").run(requests)
+    assert [o.ids for outputs in found for o in outputs] == [o.ids for outputs in alone for o in outputs]
+
+
+@pytest.mark.parametrize("change, options, says", [
+    ({"vocab_size": 299}, {}, "its vocabulary has 299 tokens and the model's 300"),
+    ({"context": 32}, {}, "its context is 32, but has to be at least 64"),
+    ({}, {"ahead": 0}, "ahead is 0, but must be 1 to 16"),
+])
+def test_a_draft_that_does_not_go_with_the_model(params, change, options, says):
+    with pytest.raises(UserError, match=says):
+        Engine(params, CONFIG, draft=({}, dataclasses.replace(SMALL, **change)), **options)
+
+
 @pytest.mark.parametrize("change, says", [
     ({"prompt": ()}, "prompt is empty"),
     ({"prompt": (1,) * 64}, "prompt has 64 tokens, but the context is 64"),
@@ -265,7 +343,7 @@ def draw(logits, counts=0, **settings):
     """Tokens [B] of rows with the same logits [V], a seed each."""
     rows, V = 20_000, len(logits)
     config = dataclasses.replace(CONFIG, vocab_size=V, layers=1)
-    part = slots.init(config, rows, 2)
+    part = slots.init((config,), rows, 2)
     defaults = {"temperature": 1.0, "top_p": 1.0, "repetition": 1.0}
     values = {name: jnp.full(rows, value) for name, value in {**defaults, **settings}.items()}
     values |= {"seed": jnp.arange(rows, dtype=jnp.uint32), "limit": jnp.full(rows, 9)}
