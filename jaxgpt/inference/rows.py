@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,11 +105,11 @@ class Rows:
 
     def read(self, row: int, tokens: Sequence[int], start: int, *, last: bool, alternatives: bool) -> Drawn | None:
         """Reads at most `piece` tokens into a row from position `start` on; behind the last of them draws one."""
-        padded = np.zeros(bucket(len(tokens), least=8, most=self.piece), np.int32)
+        padded = np.zeros(self._piece_bucket(len(tokens)), np.int32)
         padded[:len(tokens)] = tokens
         self._state, drawn = self._run["prefill"](
             self._models, self._state, row, padded, np.int32(start), np.int32(len(tokens)), np.bool_(last),
-            span=self._span(start + len(tokens)), alternatives=self.alternatives if alternatives else 0)
+            span=self._span(start + len(tokens), least=256), alternatives=self.alternatives if alternatives else 0)
         return jax.device_get(drawn) if last else None
 
     def draw(self, steps: int, count: int, longest: int, *, alternatives: bool) -> tuple[Drawn, np.ndarray, np.ndarray]:
@@ -140,12 +139,10 @@ class Rows:
         self.rest(0)
         kinds = (False, True) if alternatives else (False,)
         for kind in kinds:
-            for span in sorted({self._span(2 ** power) for power in range(1, self.context.bit_length() + 1)}):
-                for size in {bucket(2 ** power, least=8, most=self.piece) for power in range(self.piece.bit_length())}:
-                    if size <= span:
-                        for last in (False, True):
-                            self.read(0, [0] * size, span - size, last=last, alternatives=kind)
-                        self.rest(0)
+            for span in {self._span(positions) for positions in range(1, self.context + 1)}:
+                for size in {self._piece_bucket(length) for length in range(1, self.piece + 1)}:
+                    self.read(0, [0] * size, max(span - size, 0), last=True, alternatives=kind)
+                    self.rest(0)
                 for rows in {self.row_bucket(count) for count in range(1, self.slots + 1)}:
                     self.draw(0, rows, span, alternatives=kind)
         return self.compiled() - before
@@ -155,11 +152,16 @@ class Rows:
         return sum(program._cache_size() for program in self._run.values())
 
     def row_bucket(self, count: int) -> int:
-        """1, 4, 16, ... rows, or all of them: a program is compiled for each."""
-        return min(4 ** math.ceil(math.log(count, 4) - 1e-9), self.slots)
+        """1, 2, 4, ... rows, or all of them: a program is compiled for each."""
+        return bucket(count, most=self.slots)
 
-    def _span(self, positions: int) -> int:
-        return bucket(positions, least=128, most=self.context)
+    def _span(self, positions: int, least: int = 128) -> int:
+        return bucket(positions, least=least, most=self.context)
+
+    def _piece_bucket(self, length: int) -> int:
+        """8, 16, 32, 64, 96, 128, 192, 256, ..."""
+        size = bucket(length, least=8, most=self.piece)
+        return size * 3 // 4 if size >= 128 and length <= size * 3 // 4 else size
 
 
 def check_draft(config: transformer.Config, draft: transformer.Config, context: int, ahead: int) -> None:

@@ -39,7 +39,6 @@ class Ours:
     def engine(self, slots: int, chunk: int):
         from jaxgpt.inference.engine import Engine
         if (slots, chunk) not in self.engines:
-            self.engines.clear()  # one at a time, for memory
             self.engines[slots, chunk] = Engine(self.params, self.config, slots=slots, chunk=chunk, context=256)
         return self.engines[slots, chunk]
 
@@ -50,6 +49,9 @@ class Ours:
         engine = self.engine(batch, 64)
         engine.forget()  # nothing of the round before is to be copied
         return min(len(outputs[0].tokens) for outputs in engine.run(requests))
+
+    def compile(self, slots: int) -> int:
+        return self.engine(slots, 16).warm_up()
 
     def mixed(self, slots: int, count: int) -> int:
         from jaxgpt.inference.request import Request, Sampling
@@ -84,16 +86,16 @@ def beside_transformers(given, job) -> list[list]:
 
 
 def continuous(given, job) -> list[list]:
-    worker, rows, base = Worker("jaxgpt", __file__, json.dumps({**job, "ours": True})), [], None
+    worker, seconds = Worker("jaxgpt", __file__, json.dumps({**job, "ours": True})), {slots: [] for slots in given.slots}
     for slots in given.slots:
-        count = min(given.requests, 8) if slots == 1 else given.requests  # one by one takes as long for each
-        worker("mixed", slots, count)  # compiles
-        found = worker("mixed", slots, count)
-        rate = found["value"] / found["seconds"]
-        base = base or rate
-        rows.append([f"{slots} slots", count, f"{rate:,.0f}", f"{rate / base:.2f}"])
+        worker("compile", slots)
+    for _ in range(given.mixed_rounds):
+        for slots in given.slots:
+            found = worker("mixed", slots, given.requests)
+            seconds[slots].append(found["seconds"])
     worker.close()
-    return rows
+    return [[f"{slots} slots", given.requests, f"{found['value'] / statistics.median(values):,.0f}",
+             f"{ratio(seconds[given.slots[0]], values):.2f}"] for slots, values in seconds.items()]
 
 
 # --- an accelerator --------------------------------------------------------------------------------------------------
@@ -135,15 +137,16 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--size", choices=("124m", "8b"), default="124m")
     arguments.add_argument("--batch", type=int, nargs="*")
-    arguments.add_argument("--slots", type=int, nargs="*", default=[1, 16])
+    arguments.add_argument("--slots", type=int, nargs="*", default=[1, 16, 32])
     arguments.add_argument("--requests", type=int, default=MIXED)
     arguments.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     arguments.add_argument("--tokens", type=int, default=64, help="tokens to draw, at least 2")
     arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--mixed-rounds", type=int, default=3, help="of the mixed requests, which take minutes")
     given = arguments.parse_args()
     given.batch = given.batch or ([1, 8] if given.size == "124m" else [1, 2, 4, 8, 16, 32, 64, 128, 256])
     if given.smoke:
-        given.batch, given.prompt, given.tokens, given.rounds, given.slots, given.requests = [1, 2], 4, 4, 2, [1, 2], 4
+        given.batch, given.prompt, given.tokens, given.rounds, given.slots, given.requests, given.mixed_rounds = [1, 2], 4, 4, 2, [1, 2], 4, 1
     peer = version("torch") and version("transformers") and not given.smoke
     print(header("engine", probe()[1], *(("torch", "transformers") if peer else ())), flush=True)
     if given.size == "8b":
