@@ -157,6 +157,10 @@ def _add_serve(commands) -> None:
     serve.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="of an answer (default: 600)")
     serve.add_argument("--tools", metavar="LIST", default="",
                        help="run these in a chat: calculator,python,search:FOLDER (default: none)")
+    serve.add_argument("--int8", action="store_true", help="hold the weights in eight bits")
+    serve.add_argument("--int8-cache", action="store_true", help="hold keys and values in eight bits")
+    serve.add_argument("--draft", metavar="WORKDIR|FOLDER", help="a small model with the same tokenizer that guesses ahead: "
+                       "the same answers in fewer passes (default: none)")
     serve.add_argument("--no-warm-up", action="store_true",
                        help="answer at once, and compile when somebody asks (default: compile first)")
     serve.set_defaults(command=_serve)
@@ -165,6 +169,7 @@ def _add_serve(commands) -> None:
 def _model_arguments(parser) -> None:
     parser.add_argument("workdir", metavar="WORKDIR", help="of a run, e.g. runs/quickstart")
     parser.add_argument("--stage", metavar="NAME", help="whose model (default: the last that is complete)")
+    parser.add_argument("--int8", action="store_true", help="hold the weights in eight bits")
 
 
 def _sampling_arguments(parser, *, temperature: float, tokens: int) -> None:
@@ -266,8 +271,8 @@ def _chat(arguments) -> int:
     from jaxgpt.inference.load import load, stages
     from jaxgpt.tools.choose import choose
     workdir, tools = Path(arguments.workdir), choose(arguments.tools)
-    loaded = load(workdir, arguments.stage)
-    others = {name: functools.partial(load, workdir, name) for name in stages(workdir)}
+    loaded = load(workdir, arguments.stage, int8=arguments.int8)
+    others = {name: functools.partial(load, workdir, name, int8=arguments.int8) for name in stages(workdir)}
     return terminal.chat(loaded, system=arguments.system, prompt=arguments.prompt, tools=tools, stages=others,
                          **_sampling(arguments))
 
@@ -278,7 +283,8 @@ def _serve(arguments) -> int:
     return serve(arguments.workdir, stages=arguments.stage, host=arguments.host, port=arguments.port,
                  key=arguments.api_key or os.environ.get("JAXGPT_API_KEY"), slots=arguments.slots,
                  max_waiting=arguments.max_waiting, seconds=arguments.timeout, tools=arguments.tools,
-                 warm_up=not arguments.no_warm_up)
+                 warm_up=not arguments.no_warm_up, int8=arguments.int8, int8_cache=arguments.int8_cache,
+                 draft=arguments.draft)
 
 
 def _sample(arguments) -> int:
@@ -291,7 +297,7 @@ def _sample(arguments) -> int:
         if prompt:
             raise UserError("--prompt and --prompt-file: give one of the two")
         prompt = read_text(arguments.prompt_file).removesuffix("\n")
-    loaded = load(Path(arguments.workdir), arguments.stage)
+    loaded = load(Path(arguments.workdir), arguments.stage, int8=arguments.int8)
     return sample(loaded, prompt, samples=arguments.samples, stop=[text.replace("\\n", "\n") for text in arguments.stop],
                   probabilities=arguments.probabilities, as_json=arguments.json, **_sampling(arguments))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import threading
@@ -15,6 +16,7 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.core.sharding import RULES, Layout, make_mesh
 from jaxgpt.inference.load import Loaded, find, load, stages, template_of
 from jaxgpt.model import hf
+from jaxgpt.model.quantize import quantize
 from jaxgpt.model.transformer import Config
 from jaxgpt.tokenizer import hf as hf_tokenizer
 from jaxgpt.tokenizer.conversation import check, render, render_prompt
@@ -33,23 +35,24 @@ class Model:
       config, tokenizer, template: as in `inference.load.Loaded`.
       source: the file that says what it is.
       read: reads it whole, which takes time.
+      int8: whether to hold its matrices in eight bits.
     """
 
     def __init__(self, name: str, config: Config, tokenizer: Tokenizer, template: Template | None, source: Path,
-                 read: Callable[[], Loaded]):
+                 read: Callable[[], Loaded], int8: bool = False):
         self.name, self.config, self.tokenizer, self.template = name, config, tokenizer, template
-        self.created, self._read = int(source.stat().st_mtime), read
+        self.created, self._read, self._int8 = int(source.stat().st_mtime), read, int8
 
     @classmethod
-    def of_stage(cls, workdir: Path, name: str) -> Model:
+    def of_stage(cls, workdir: Path, name: str, int8: bool = False) -> Model:
         """The model that a stage of a run trained; a UserError where there is none."""
         _, config, outputs = find(workdir, name)
         folder = workdir / name
         return cls(name, config, hf_tokenizer.load(folder / outputs["tokenizer"]), template_of(workdir, name),
-                   folder / "manifest.json", lambda: load(workdir, name))
+                   folder / "manifest.json", lambda: load(workdir, name), int8)
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Model:
+    def of_folder(cls, folder: Path, int8: bool = False) -> Model:
         """The model of a Hugging Face folder; a UserError where it is none."""
         _, config, _ = hf.check_folder(folder)
         tokenizer, template, name = hf_tokenizer.read(folder), read_template(folder), folder.resolve().name
@@ -58,7 +61,7 @@ class Model:
             mesh = make_mesh(Layout(data=1), jax.devices()[:1])
             params, *_ = hf.read_params(folder, mesh=mesh, rules=RULES["replicated"])
             return Loaded(params, config, tokenizer, name, template)
-        return cls(name, config, tokenizer, template, folder / "config.json", read)
+        return cls(name, config, tokenizer, template, folder / "config.json", read, int8)
 
     @functools.cached_property
     def stops(self) -> tuple[int, ...]:
@@ -73,7 +76,8 @@ class Model:
 
     @functools.cached_property
     def _loaded(self) -> Loaded:
-        return self._read()
+        loaded = self._read()
+        return dataclasses.replace(loaded, params=quantize(loaded.params)) if self._int8 else loaded
 
     def prompt(self, messages: Sequence[dict], tools: Sequence[dict] = ()) -> list[int]:
         """The tokens from which an answer to a conversation is generated.
@@ -104,6 +108,7 @@ class Models:
     Args:
       folder: the workdir of a run, or a folder with config.json, safetensors and tokenizer.json.
       names: of stages; all that trained a model where None.
+      int8: whether to hold their matrices in eight bits.
 
     Attributes:
       folder: the same.
@@ -114,12 +119,12 @@ class Models:
       UserError: there is no such run, stage or model.
     """
 
-    def __init__(self, folder: str | Path, names: Sequence[str] | None = None):
+    def __init__(self, folder: str | Path, names: Sequence[str] | None = None, *, int8: bool = False):
         self.folder = Path(folder)
         if (self.folder / "config.json").exists():
-            found = [Model.of_folder(self.folder)]
+            found = [Model.of_folder(self.folder, int8)]
         else:
-            found = [Model.of_stage(self.folder, name) for name in names or stages(self.folder)]
+            found = [Model.of_stage(self.folder, name, int8) for name in names or stages(self.folder)]
         self.models = {model.name: model for model in found}
         self.default = found[-1].name
 

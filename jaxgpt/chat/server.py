@@ -125,6 +125,8 @@ class Server:
         from starlette.responses import PlainTextResponse
         gauges = {"live": ("Answers under way or waiting.", self.worker.live),
                   "slots": ("Answers that an engine writes at once.", self.slots),
+                  "tokens_drawn": ("Tokens drawn so far.", self.worker.total("tokens_drawn")),
+                  "passes": ("Passes of a model that a slot drew them in; fewer with a draft.", self.worker.total("passes")),
                   "engines": ("Models whose engine is running.", len(self.worker.engines)),
                   "slots_taken": ("Slots in use now, of all engines.", self.worker.taken())}
         return PlainTextResponse(self.metrics.text(gauges), media_type="text/plain; version=0.0.4")

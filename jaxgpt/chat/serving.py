@@ -11,22 +11,22 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from jaxgpt.chat.models import Model, Models
 from jaxgpt.chat.server import Server, application
 from jaxgpt.chat.worker import Worker
 from jaxgpt.core.errors import UserError
 from jaxgpt.inference.engine import Engine
-from jaxgpt.inference.request import Request
+from jaxgpt.inference.rows import check_draft
 from jaxgpt.tools.choose import choose
 
 CHUNK = 8  # tokens that an engine draws between two looks at who came and who left
+AHEAD = 4  # tokens that a draft guesses
 
 
 def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "127.0.0.1", port: int = 8000,
           key: str | None = None, slots: int = 8, max_waiting: int = 256, seconds: float = 600.0,
-          tools: str = "", warm_up: bool = True) -> int:
+          tools: str = "", warm_up: bool = True, int8: bool = False, int8_cache: bool = False,
+          draft: str | Path | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C, then lets what is under way come to its end.
 
     Args:
@@ -39,12 +39,15 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
       seconds: that an answer may take.
       tools: that the server runs itself in a chat, such as "calculator,python,search:FOLDER".
       warm_up: whether to compile before it listens to anybody, so that the first to ask does not wait for that.
+      int8, int8_cache: whether weights, and keys and values, are held in eight bits.
+      draft: where a small model is that guesses ahead for all of them, a workdir (its last stage) or a folder; or None.
 
     Returns:
       The exit status: 0 after SIGTERM, 130 after Ctrl-C.
 
     Raises:
-      UserError: there is no such run, a library is missing, or the address is not to be had.
+      UserError: there is no such run, a library is missing, the draft has another vocabulary, or the address is not to be
+        had.
     """
     try:
         import uvicorn
@@ -52,8 +55,15 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
         raise UserError("jaxgpt serve needs starlette and uvicorn: pip install 'jaxgpt[serve]'") from error
     _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20),
            timeout=(seconds, 1, 86400))
-    worker = Worker(functools.partial(_engine, slots=slots), most=slots + max_waiting)
-    server = Server(Models(folder, stages), worker, slots=slots, key=key, seconds=seconds, hosts=_names(host),
+    models, helper = Models(folder, stages, int8=int8), None
+    if draft is not None:
+        drafts = Models(draft, int8=int8)
+        helper = drafts.find(drafts.default)
+        for model in models.models.values():
+            check_draft(model.config, helper.config, model.config.context, AHEAD)
+    make = functools.partial(_engine, slots=slots, cache_dtype="int8" if int8_cache else None, draft=helper)
+    worker = Worker(make, most=slots + max_waiting)
+    server = Server(models, worker, slots=slots, key=key, seconds=seconds, hosts=_names(host),
                     tools=choose(tools))
     listening = _listen(host, port)
     if warm_up:
@@ -96,16 +106,16 @@ def _warm_up(worker: Worker, models: Models) -> None:
         print(f"compiling for models like {model.name}, so that no answer waits for it (--no-warm-up leaves it out, "
               "JAX_COMPILATION_CACHE_DIR=FOLDER keeps it for the next start) ...",
               file=sys.stderr, flush=True)
-        begun, V = time.monotonic(), model.config.vocab_size
+        begun = time.monotonic()
         engine = worker.engines[model.name] = worker.make(model)
         count = engine.warm_up()
-        engine.run([Request([model.tokenizer.bos] * 2, 2, n=2, mask=lambda tokens: np.ones(V, bool))])
         print(f"compiled {count} programs in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
 
 
-def _engine(model: Model, slots: int) -> Engine:
+def _engine(model: Model, slots: int, cache_dtype: str | None, draft: Model | None) -> Engine:
     loaded = model.loaded
-    return Engine(loaded.params, loaded.config, tokenizer=loaded.tokenizer, slots=slots, chunk=CHUNK)
+    return Engine(loaded.params, loaded.config, tokenizer=loaded.tokenizer, slots=slots, chunk=CHUNK, cache_dtype=cache_dtype,
+                  draft=(draft.loaded.params, draft.config) if draft else None, ahead=AHEAD)
 
 
 def _check(**options: tuple[float, float, float]) -> None:

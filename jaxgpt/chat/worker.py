@@ -120,6 +120,10 @@ class Worker:
         """Slots in use now."""
         return sum(engine.active for engine in list(self.engines.values()))
 
+    def total(self, name: str) -> int:
+        """A count that engines keep, of all of them."""
+        return sum(getattr(engine, name) for engine in list(self.engines.values()))
+
     # --- in the thread ---
 
     def _run(self) -> None:

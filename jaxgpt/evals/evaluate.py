@@ -7,7 +7,7 @@ it makes of it is the first row of the table, and the point of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,14 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import Context, Stage
 from jaxgpt.core.files import write_json, write_text
 from jaxgpt.evals.intervals import Interval, wilson
+from jaxgpt.inference.acting import Actor
+from jaxgpt.inference.calls import Caller, Tool
 from jaxgpt.inference.generate import generate
 from jaxgpt.inference.load import Loaded, load
 from jaxgpt.tasks.task import Problem, Task
+from jaxgpt.tokenizer.special import CALL
 from jaxgpt.tokenizer.turns import prompt_turns, stop_tokens
+from jaxgpt.tools.choose import choose
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,11 @@ def evaluate(
     batch: int,
     rng: jax.Array,
     temperature: float = 0.0,
+    tools: Mapping[str, Tool] | None = None,
+    calls: int = 4,
     each: Callable[[int], None] = lambda count: None,
 ) -> Scores:
-    """Asks a model the problems and has the task judge its answers.
+    """Asks a model the problems and has the task judge its answers: what it says beside calls and their results.
 
     Args:
       loaded: the model of any stage.
@@ -101,21 +107,25 @@ def evaluate(
       batch: problems answered at once.
       rng: key of the sampling; unused at temperature 0.
       temperature: 0 is greedy.
+      tools, calls: what it may call, and how often in an answer; nothing where None.
       each: called after a batch with its size: for progress, or to stop.
 
     Raises:
-      UserError: no problems.
+      UserError: no problems, or tools for a model that has no token for calls.
     """
     if not problems:
         raise UserError(f"task '{task.name}' has no problems to evaluate on; ask for at least one")
     prompts = [prompt_turns(loaded.tokenizer, problem.messages, loaded.template) for problem in problems]
     stop = stop_tokens(loaded.tokenizer, loaded.template)
+    options = {"rng": rng, "temperature": temperature, "max_new_tokens": max_new_tokens, "stop": stop, "batch": batch}
+    if tools:
+        longest = min(max(map(len, prompts)) + max_new_tokens, loaded.config.context)
+        options["actor"] = Actor(loaded.params, loaded.config, Caller(loaded.tokenizer, tools, budget=calls), slots=batch,
+                                 context=longest)
     examples: list[Example] = []
     for start in range(0, len(problems), batch):
         numbers = range(start, min(start + batch, len(problems)))
-        answers = _generate(
-            loaded, [prompts[i] for i in numbers], requests=numbers, rng=rng, temperature=temperature,
-            max_new_tokens=max_new_tokens, stop=stop, batch=batch)
+        answers = _generate(loaded, [prompts[i] for i in numbers], requests=numbers, **options)
         for number, (text, answer) in zip(numbers, answers):
             problem = problems[number]
             examples.append(Example(
@@ -174,6 +184,9 @@ class Evaluate(Stage):
       max_new_tokens: an answer is cut there.
       batch: problems answered at once.
       temperature: of the answers; 0 is greedy.
+      tools: what the models may call in their answers to the tasks, such as "calculator,python"; those without a token
+        for calls are scored without.
+      calls: in an answer, at most.
       leak: a text to look for where it does not belong.
       prompts: put to every stage as a user's message, for samples side by side.
       continuations: put to every stage as the beginning of a document.
@@ -187,6 +200,8 @@ class Evaluate(Stage):
     max_new_tokens: int = 64
     batch: int = 64
     temperature: float = 0.0
+    tools: str = ""
+    calls: int = 4
     leak: Leak | None = None
     prompts: tuple[str, ...] = ("Who are you?",)
     continuations: tuple[str, ...] = ("Return a new",)
@@ -224,6 +239,7 @@ class Evaluate(Stage):
           UserError: a stage is not complete or trained no model, or a task has no test problems.
         """
         self._check_complete(context.workdir)
+        choose(self.tools)
         problems = [task.problems("test", self.problems, context.seed) for task in self.tasks]
         progress = context.progress(len(self.of) * sum(map(len, problems)), "answers")
 
@@ -262,7 +278,8 @@ class Evaluate(Stage):
 
     def _score(self, loaded: Loaded, task: Task, problems: Sequence[Problem], context, each) -> Scores:
         return evaluate(loaded, task, problems=problems, max_new_tokens=self.max_new_tokens, batch=self.batch,
-                        rng=context.rng("scores", task.name), temperature=self.temperature, each=each)
+                        rng=context.rng("scores", task.name), temperature=self.temperature, each=each, calls=self.calls,
+                        tools=choose(self.tools) if CALL in loaded.tokenizer.special else None)
 
     def _completions(self, loaded: Loaded, context: Context) -> list[dict]:
         """{text, finished} for each of `prompts`, then of `continuations`."""
@@ -282,7 +299,13 @@ def _summary(scores: Scores) -> dict:
     return {**{name: getattr(scores, name) for name in names}, "interval": list(scores.interval)}
 
 
-def _generate(loaded: Loaded, prompts, **options) -> list:
-    """(text without the stop token, Completion) for each prompt."""
-    answers = generate(loaded.params, loaded.config, prompts, **options)
-    return [(loaded.tokenizer.decode(answer.content), answer) for answer in answers]
+def _generate(loaded: Loaded, prompts, *, actor: Actor | None = None, **options) -> list:
+    """(text without the stop token, and without calls and their results, Completion) for each prompt."""
+    if actor is None:
+        answers = generate(loaded.params, loaded.config, prompts, **options)
+        return [(loaded.tokenizer.decode(answer.content), answer) for answer in answers]
+    seed = int(jax.random.bits(options["rng"])) + options["requests"][0]
+    kept = {name: options[name] for name in ("max_new_tokens", "temperature", "stop")}
+    answers = actor.complete(prompts, seed=seed, **kept)
+    own = [[token for token, chosen in zip(answer.content, answer.chosen) if chosen] for answer in answers]
+    return [(loaded.tokenizer.decode(actor.said(tokens)), answer) for tokens, answer in zip(own, answers)]

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 
+from jaxgpt.core.errors import UserError
 from jaxgpt.inference import json_schema
 from jaxgpt.inference.automaton import Automaton, either, literal, sequence
 from jaxgpt.tokenizer.conversation import result_tokens
@@ -63,11 +64,16 @@ class Caller:
       budget: calls in a completion; further ones are answered by an error.
       longest: characters of a result; the rest of it is cut, and that is said.
       pool: where tools run, so that what asks need not wait; here and now where None.
+
+    Raises:
+      UserError: the model has no token for calls.
     """
 
     def __init__(self, tokenizer: Tokenizer, tools: Mapping[str, Tool], *, budget: int = 8, longest: int = 2000,
                  pool: Executor | None = None):
         self.tokenizer, self.tools, self.budget, self.longest, self.pool = tokenizer, dict(tools), budget, longest, pool
+        if CALL not in tokenizer.special:
+            raise UserError(f"tools: the model's tokenizer has no {CALL}, between which a call stands")
         self.watch = (tokenizer.special[CALL],)
 
     def __call__(self, tokens: Sequence[int]) -> list[int] | Future:

@@ -37,11 +37,13 @@ class Completion:
       tokens: the new tokens; a stop token that ended them is the last of them.
       logprobs: the log-probability of each under the distribution it was drawn from, see `sampling.sample`.
       finished: whether a stop token ended it; otherwise max_new_tokens or the context did.
+      chosen: where results of tool calls are among the tokens: whether each is the model's own.
     """
 
     tokens: list[int]
     logprobs: list[float]
     finished: bool
+    chosen: list[bool] | None = None
 
     @property
     def content(self) -> list[int]:

@@ -13,6 +13,7 @@ from jaxgpt.core.config import from_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import MANIFEST, read_stage
 from jaxgpt.model import transformer
+from jaxgpt.model.quantize import quantize
 from jaxgpt.tokenizer.hf import load as load_tokenizer
 from jaxgpt.tokenizer.template import Template, read_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
@@ -36,12 +37,13 @@ class Loaded:
     template: Template | None = None
 
 
-def load(workdir: str | Path, stage: str | None = None) -> Loaded:
+def load(workdir: str | Path, stage: str | None = None, *, int8: bool = False) -> Loaded:
     """Loads the model that a stage of a run trained.
 
     Args:
       workdir: of the run.
       stage: whose model; the last complete one that trained a model where None.
+      int8: whether to hold its matrices in eight bits, see `quantize`.
 
     Raises:
       UserError: there is no such run or stage, it is not complete or trained no model, or a file of it is damaged.
@@ -52,6 +54,7 @@ def load(workdir: str | Path, stage: str | None = None) -> Loaded:
     if "params_dtype" in outputs:  # an imported model keeps the type of its files
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, outputs["params_dtype"]), abstract)
     params = load_params(folder / outputs["checkpoint"], abstract, config=outputs["model"])
+    params = quantize(params) if int8 else params
     return Loaded(params, config, load_tokenizer(folder / outputs["tokenizer"]), stage, template_of(workdir, stage))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -131,25 +132,22 @@ class Rows:
 
     def warm_up(self, *, alternatives: bool = False) -> int:
         """Compiles every program that can be needed; returns how many. To be called while no row is in use."""
-        before = self.compiled()
+        sizes = {self._piece_bucket(length) for length in range(1, self.piece + 1)}
+        rows = {self.row_bucket(count) for count in range(1, self.slots + 1)}
+        spans = [{self._span(positions, least) for positions in range(1, self.context + 1)} for least in (128, 256)]
+        kinds = (False, True) if alternatives else (False,)
+        for kind in kinds:
+            for span, size in itertools.product(spans[1], sizes):
+                self.read(0, [0] * size, max(span - size, 0), last=True, alternatives=kind)
+            for span, count in itertools.product(spans[0], rows):
+                self.draw(0, count, span, alternatives=kind)
+        # last, because the rows lie where the models do only once these have been at work
         for name in ("copy", "move"):
             self._state = self._run[name](self._state, 0, 0)
         self.admit(0, Request((0,), 1), 0, [0], 0)
         self.allow(0, Request((0,), 1), np.ones(self.vocab_size, bool))
         self.rest(0)
-        kinds = (False, True) if alternatives else (False,)
-        for kind in kinds:
-            for span in {self._span(positions) for positions in range(1, self.context + 1)}:
-                for size in {self._piece_bucket(length) for length in range(1, self.piece + 1)}:
-                    self.read(0, [0] * size, max(span - size, 0), last=True, alternatives=kind)
-                    self.rest(0)
-                for rows in {self.row_bucket(count) for count in range(1, self.slots + 1)}:
-                    self.draw(0, rows, span, alternatives=kind)
-        return self.compiled() - before
-
-    def compiled(self) -> int:
-        """How many programs there are by now."""
-        return sum(program._cache_size() for program in self._run.values())
+        return 5 + len(kinds) * (len(spans[1]) * len(sizes) + len(spans[0]) * len(rows))
 
     def row_bucket(self, count: int) -> int:
         """1, 2, 4, ... rows, or all of them: a program is compiled for each."""

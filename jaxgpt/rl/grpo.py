@@ -27,7 +27,9 @@ from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
 from jaxgpt.core.state import TrainState
 from jaxgpt.evals.evaluate import evaluate as evaluate_task
-from jaxgpt.inference.generate import rollout
+from jaxgpt.inference.acting import Actor, as_rollouts
+from jaxgpt.inference.calls import Caller
+from jaxgpt.inference.generate import Rollouts, rollout
 from jaxgpt.inference.load import Loaded, template_of
 from jaxgpt.model import losses as model_losses
 from jaxgpt.model import transformer
@@ -41,6 +43,7 @@ from jaxgpt.tokenizer.hf import load as load_tokenizer
 from jaxgpt.tokenizer.template import Template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 from jaxgpt.tokenizer.turns import end_of_turn, prompt_turns
+from jaxgpt.tools.choose import choose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,9 @@ class GRPO(Stage):
       accumulate: micro-batches that the P · R rows are divided into.
       optim, loop: as in pretraining; an evaluation is greedy, on held-out problems.
       val_problems: how many.
+      tools: what the model may call in its completions, such as "calculator,python,search:FOLDER"; the results are in
+        them, and the loss does not see them. Rollouts are then the engine's.
+      calls: in a completion, at most.
       lora: an adapter that is trained in place of the model, which is then the reference too; or None.
     """
 
@@ -89,6 +95,8 @@ class GRPO(Stage):
     optim: Optim = Optim(lr=1e-4, schedule="constant")
     loop: Loop = Loop(log_every=1, eval_every=20, save_every=20)
     val_problems: int = 100
+    tools: str = ""
+    calls: int = 4
     lora: Lora | None = None
 
     def __post_init__(self):
@@ -182,7 +190,7 @@ class GRPO(Stage):
             loaded = Loaded(params=trainable.model(state, frozen), config=config, tokenizer=tokenizer, stage=self.name,
                             template=template)
             scores = evaluate_task(loaded, self.task, problems=practice.held_out, max_new_tokens=self.max_new_tokens,
-                                   batch=256, rng=context.rng("evaluate"))
+                                   batch=256, rng=context.rng("evaluate"), tools=practice.tools, calls=self.calls)
             context.log(f"{self.name}: step {step:,}: greedy accuracy {scores.accuracy:.1%} of {scores.count} held-out "
                         f"problems, {scores.mean_tokens:.1f} tokens each")
             return {"val_accuracy": scores.accuracy, "val_completion_tokens": scores.mean_tokens}
@@ -218,7 +226,12 @@ class Practice:
         self._tasks = {task.name: task for task, _ in parts}
         self._problems = mixture(parts, "train", stage.steps * stage.prompts, context.seed)
         self.held_out = stage.task.problems("val", stage.val_problems, context.seed)
-        self._rollout = stage.rollout_program(config, end_of_turn(tokenizer, template))
+        self._stop = end_of_turn(tokenizer, template)
+        self._rollout = stage.rollout_program(config, self._stop)
+        self.tools, self._actor = choose(stage.tools), None
+        self._caller = Caller(tokenizer, self.tools, budget=stage.calls) if self.tools else None
+        if self.tools and jax.process_count() > 1:
+            raise UserError(f"{stage.name}.tools: practice with tools runs in one process, not in {jax.process_count()}")
         self._score = stage.score_program(context, config)
         longest = max(self._problems, key=lambda problem: len(self._prompt(problem)))
         needed = len(self._prompt(longest))
@@ -240,11 +253,9 @@ class Practice:
         """
         stage = self._stage
         problems = self._problems[step * stage.prompts:(step + 1) * stage.prompts]
-        prompts, lengths = self._pad([self._prompt(problem) for problem in problems])
         rows = sharding.batch_sharding(self._context.mesh, self._context.rules)
-        mine = sharding.rows_here(len(prompts), rows)
-        prompts, lengths = sharding.put((prompts[mine], lengths[mine]), rows)
-        rolled = distributed.fetch(self._rollout(params, prompts, lengths, self._context.rng("rollout", step)))
+        prompts, rng = [self._prompt(problem) for problem in problems], self._context.rng("rollout", step)
+        rolled = self._act(params, prompts, rng) if self.tools else self._roll(params, prompts, rng, rows)
         problems = [problem for problem in problems for _ in range(stage.rollouts)]
         rewards, well_formed = self._rewards(problems, rolled)
         groups = np.repeat(np.arange(stage.prompts), stage.rollouts)
@@ -267,6 +278,25 @@ class Practice:
             "truncated": float(1 - rolled.finished.mean()),
             "groups_without_signal": float((per_group.max(axis=1) == per_group.min(axis=1)).mean())}
 
+    def _roll(self, params, prompts: list[list[int]], rng, rows) -> Rollouts:
+        """Completions by one compiled program, each host's rows on its devices."""
+        prompts, lengths = self._pad(prompts)
+        mine = sharding.rows_here(len(prompts), rows)
+        prompts, lengths = sharding.put((prompts[mine], lengths[mine]), rows)
+        return distributed.fetch(self._rollout(params, prompts, lengths, rng))
+
+    def _act(self, params, prompts: list[list[int]], rng) -> Rollouts:
+        """Completions with tool calls in them, by the engine."""
+        stage, context = self._stage, self._context
+        if self._actor is None:
+            self._actor = Actor(params, self._config, self._caller, slots=stage.rows, context=stage.T + 1,
+                                mesh=context.mesh, rules=context.rules)
+        else:
+            self._actor.engine.update(params)
+        completions = self._actor.complete(prompts, seed=int(jax.random.bits(rng)), max_new_tokens=stage.max_new_tokens,
+                                           temperature=stage.temperature, stop=(self._stop,), group=stage.rollouts)
+        return as_rollouts([prompt for prompt in prompts for _ in range(stage.rollouts)], completions, stage.T + 1)
+
     def _prompt(self, problem) -> list[int]:
         return prompt_turns(self._tokenizer, problem.messages, self._template)
 
@@ -283,7 +313,8 @@ class Practice:
             tokens = rolled.tokens[row][rolled.completion_mask[row] > 0]
             if not rolled.finished[row]:
                 continue
-            text, task = self._tokenizer.decode(tokens[:-1]), self._tasks[problem.task]  # without the stop token
+            said = tokens[:-1] if self._actor is None else self._actor.said(tokens[:-1].tolist())
+            text, task = self._tokenizer.decode(said), self._tasks[problem.task]  # without the stop token
             well_formed[row], rewards[row] = task.well_formed(problem, text), task.reward(problem, text)
         return distributed.total(rewards), distributed.total(well_formed)
 

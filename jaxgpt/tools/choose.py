@@ -28,10 +28,10 @@ def choose(text: str) -> dict[str, Callable[[str], str]]:
             found[name] = calculate
         elif name == "python" and not folder:
             if refusal():
-                raise UserError(f"--tools python: a program cannot be walled off from this machine ({refusal()})")
+                raise UserError(f"tools: python: a program cannot be walled off from this machine ({refusal()})")
             found[name] = Python()
         elif name == "search" and folder:
             found[name] = Index(read_pages(folder))
         else:
-            raise UserError(f"--tools {part}: no such tool; there are {', '.join(NAMES)}")
+            raise UserError(f"tools: {part}: no such tool; there are {', '.join(NAMES)}")
     return found

@@ -13,5 +13,5 @@ def test_tools_by_name(tmp_path):
 
 @pytest.mark.parametrize("text", ["abacus", "search", "calculator:x", "python:3"])
 def test_unknown_tools_are_refused_with_those_there_are(text):
-    with pytest.raises(UserError, match=f"--tools {text}: no such tool; there are calculator, python, search:FOLDER"):
+    with pytest.raises(UserError, match=f"tools: {text}: no such tool; there are calculator, python, search:FOLDER"):
         choose(text)
