@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.core.shapes import check
-from jaxgpt.core.sharding import parts, sequence_is_split
+from jaxgpt.core.sharding import parts, platform, sequence_is_split
 from jaxgpt.model.quantize import Int8
 
 
@@ -31,7 +31,12 @@ def linear(x: jax.Array, weight: jax.Array | Int8, bias: jax.Array | None = None
     """
     check({"... D": {"x": x}, "D F": {"weight": weight}})
     flat = x.reshape(-1, x.shape[-1]) if x.ndim > 2 and not sequence_is_split() else x
-    matrix = (weight.values if isinstance(weight, Int8) else weight).astype(x.dtype)
+    matrix = weight.values if isinstance(weight, Int8) else weight
+    if isinstance(weight, Int8) and platform() != "cpu":
+        # tied to x, so that a loop over tokens does not keep all matrices as numbers that it made before it began; on a CPU
+        # that is the faster way
+        flat, matrix = jax.lax.optimization_barrier((flat, matrix))
+    matrix = matrix.astype(x.dtype)
     if dtype is None or dtype == x.dtype:
         y = jnp.matmul(flat, matrix)
     else:

@@ -71,6 +71,7 @@ def quantize(params: Any) -> Any:
     """A model's parameters with the matrices of its products and its embedding in eight bits; norms, biases, learned
     positions and routers stay as they are.
 
+    A decoding loop on a CPU makes numbers of them once a call, in memory of its own: there they are small at rest alone.
     What comes back is taken wherever parameters are read: by `transformer.hidden` and `unembed`, `generate`, the engine.
     It cannot be trained.
     """
