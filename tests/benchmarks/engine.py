@@ -3,6 +3,8 @@
   pip install torch==2.13.0 transformers
   python tests/benchmarks/engine.py
   python tests/benchmarks/engine.py --size 8b                       # an accelerator: share of memory bandwidth, throughput
+  python tests/benchmarks/engine.py --size gsm8k                    # as many answers as GSM8K's test asks: predicted, and
+                                                                    # on an accelerator measured
 
 GPT-2 124M with random weights on both sides, float32, greedy, no token ends a completion. Batch 1 and 8 are paired with
 `generate` in turns; the time of a call that draws one token is taken off. The mixed requests have prompts of 8 to 120
@@ -109,7 +111,8 @@ def on_accelerator(given) -> None:
     from jaxgpt.model import presets, transformer
     config = dataclasses.replace(presets.llama3_1("8B"), dtype="bfloat16")
     if given.smoke:
-        config = dataclasses.replace(config, layers=2, width=64, heads=4, kv_heads=2, head_dim=None, mlp_width=128, vocab_size=256)
+        config = dataclasses.replace(config, layers=2, width=64, heads=4, kv_heads=2, head_dim=None, mlp_width=128,
+                                     vocab_size=256)
     shapes = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
     fill = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, jnp.bfloat16), static_argnums=1)
     params = jax.tree.map(lambda leaf: fill(jax.random.key(leaf.size), leaf.shape), shapes)
@@ -133,9 +136,40 @@ def on_accelerator(given) -> None:
     print("\n" + table(["batch", "tokens/s", "weights read a second"], rows))
 
 
+def gsm8k(given) -> None:
+    """1,319 answers of 256 tokens by a model of depth 20 in bfloat16: by the time model on several chips, and here."""
+    import jax
+    import jax.numpy as jnp
+    from jaxgpt.inference.engine import Engine
+    from jaxgpt.inference.request import Request, Sampling
+    from jaxgpt.model import presets, transformer
+    from jaxgpt.plan.cost import decode_cost
+    from jaxgpt.plan.hardware import CHIPS
+    from jaxgpt.plan.roofline import step_time
+    questions, prompt, answer, slots = 1319, 100, 256, 256  # a question is about so long
+    config = dataclasses.replace(presets.depth(20, vocab_size=32_768, context=2048).model, dtype="bfloat16")
+    steps, rows = -(-questions // slots) * answer, []
+    for name in ("v5e", "v5p", "v6e", "h100", "h200"):
+        found = step_time(decode_cost(config, batch=slots, context=prompt + answer // 2, axes={}), CHIPS[name])
+        rows.append([f"{name}, predicted", f"{found.seconds * 1e3:.1f}", f"{questions * answer / (steps * found.seconds):,.0f}",
+                     f"{steps * found.seconds:,.1f}"])
+    if jax.default_backend() != "cpu" or given.smoke:
+        if given.smoke:
+            config, questions, answer, slots = dataclasses.replace(config, layers=1, width=64, heads=2, kv_heads=2), 5, 4, 2
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), transformer.init(jax.random.key(0), config))
+        engine = Engine(params, config, slots=slots, context=512, chunk=64, alternatives=0)
+        engine.warm_up()
+        draw = np.random.default_rng(0).integers(0, config.vocab_size, (questions, prompt))
+        began = time.perf_counter()
+        engine.run([Request(tuple(row), answer, Sampling(temperature=0)) for row in draw.tolist()])
+        took = time.perf_counter() - began
+        rows.append(["here, measured", "", f"{engine.tokens_drawn / took:,.0f}", f"{took:,.1f}"])
+    print("\n" + table(["chip", "ms a step of 256", "tokens/s", "seconds for 1,319 x 256"], rows))
+
+
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--size", choices=("124m", "8b"), default="124m")
+    arguments.add_argument("--size", choices=("124m", "8b", "gsm8k"), default="124m")
     arguments.add_argument("--batch", type=int, nargs="*")
     arguments.add_argument("--slots", type=int, nargs="*", default=[1, 16, 32])
     arguments.add_argument("--requests", type=int, default=MIXED)
@@ -146,11 +180,12 @@ def main() -> None:
     given = arguments.parse_args()
     given.batch = given.batch or ([1, 8] if given.size == "124m" else [1, 2, 4, 8, 16, 32, 64, 128, 256])
     if given.smoke:
-        given.batch, given.prompt, given.tokens, given.rounds, given.slots, given.requests, given.mixed_rounds = [1, 2], 4, 4, 2, [1, 2], 4, 1
+        given.batch, given.prompt, given.tokens, given.rounds = [1, 2], 4, 4, 2
+        given.slots, given.requests, given.mixed_rounds = [1, 2], 4, 1
     peer = version("torch") and version("transformers") and not given.smoke
     print(header("engine", probe()[1], *(("torch", "transformers") if peer else ())), flush=True)
-    if given.size == "8b":
-        return on_accelerator(given)
+    if given.size != "124m":
+        return on_accelerator(given) if given.size == "8b" else gsm8k(given)
     job = {"dtype": "float32", "smoke": given.smoke}
     print(f"\nprompts of {given.prompt}, {given.tokens} tokens drawn, {given.rounds} rounds\n")
     print(table(["", "", "median ms a step", "tokens/s", "ours / this, tokens/s"], beside_transformers(given, job)), flush=True)
