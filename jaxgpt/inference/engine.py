@@ -165,8 +165,8 @@ class Engine:
         return outputs
 
     def update(self, params: Any, draft: Any = None) -> None:
-        """Takes other weights of the same shapes, those of the draft too where there is one, without compiling again; what
-        is under way goes on with them."""
+        """Takes other weights of the same shapes, and of the draft too where they are given, without compiling again; what is
+        under way goes on with them."""
         self._rows.update((params,) if draft is None else (params, draft))
         self.forget()
 

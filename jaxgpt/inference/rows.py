@@ -56,13 +56,13 @@ class Rows:
             cache = jax.tree.map(lambda a: sharding.shard(a, None, "kv_heads", None, None), made.cache)
             return made._replace(cache=cache)
 
-        self._state = jax.jit(wrap(empty))()
+        self._state, self._models = jax.jit(wrap(empty))(), ()
         self._run = on_device.programs(configs, chunk, ahead, wrap) if mesh else _programs(configs, chunk, ahead)
         self.update(models)
 
     def update(self, models: Sequence[Any]) -> None:
-        """Takes other weights of the same shapes."""
-        self._models = _lay_out(tuple(models))
+        """Takes other weights of the same shapes; without those of the draft, it stays as it is."""
+        self._models = (*map(_lay_out, models), *self._models[len(models):])
 
     # --- a row ---
 
@@ -188,6 +188,4 @@ def _programs(configs: Configs, chunk: int, ahead: int) -> dict[str, Any]:
     return on_device.programs(configs, chunk, ahead)
 
 
-@jax.jit
-def _lay_out(models):
-    return tuple(map(transformer.unstack, models))
+_lay_out = jax.jit(transformer.unstack)

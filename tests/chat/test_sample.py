@@ -85,7 +85,7 @@ def test_pieces_end_before_the_first_stop(first, second, pieces):
 
 
 def test_prompts_from_files(loaded, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("jaxgpt.inference.load.load", lambda *_: loaded)
+    monkeypatch.setattr("jaxgpt.inference.load.load", lambda *_, **options: loaded)
     short = tmp_path / "prompt.txt"
     short.write_text("ab\n\n")
     assert main(["sample", "runs/x", "--prompt-file", str(short), "--max-tokens", "3", "--stop", "\\n"]) == 0

@@ -297,6 +297,7 @@ def test_a_draft_and_eight_bits_and_warming_up(params, tokenizer):
     with CountCompilations() as compiled:
         found = drafted.run(requests)
         drafted.update(quantize(params), quantize(params))
+        drafted.update(quantize(params))
     assert compiled.count == 0
     alone = Engine(small, CONFIG, slots=2, chunk=4, piece=8, alternatives=0, cache_dtype="int8").run(requests)
     assert [o.ids for outputs in found for o in outputs] == [o.ids for outputs in alone for o in outputs]
