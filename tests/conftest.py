@@ -1,5 +1,6 @@
 """Before JAX starts: eight simulated CPU devices and a compilation cache that outlives the run."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -13,6 +14,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettemp
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 sys.path.insert(0, str(Path(__file__).parent))  # tests of several rooms share tiny.py
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets compiled programs when they are many: each takes some sixteen memory mappings, Linux allows a process 65,530,
+    and beyond that XLA crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_text().count("\n") > 15_000:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
