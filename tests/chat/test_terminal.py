@@ -186,7 +186,7 @@ class Terminal:
     def write(self, text):
         os.write(self.ours, text.encode())
 
-    def wait_for(self, pattern, *, insist=None, seconds=60):
+    def wait_for(self, pattern, *, insist=None, seconds=180):
         """Reads until `pattern` matches what has come since the last match; writes `insist` again every second."""
         until = time.monotonic() + seconds
         while not (found := re.search(pattern, self.shown, re.DOTALL)):
