@@ -66,9 +66,9 @@ class Hosts:
 
     def text(self, index: int) -> str:
         """What a process said, without the lines of the libraries below: of Gloo, whose threads tear each other's lines
-        apart, and of XLA's (W)arnings."""
+        apart so that a number or a line end can stand alone, and of XLA's (W)arnings."""
         lines = self.outputs[index].read_text().splitlines(keepends=True)
-        return "".join(line for line in lines if not re.search(r"\[Gloo\]|peer ranks|^W\d{4} ", line))
+        return "".join(line for line in lines if not re.search(r"\[Gloo\]|peer ranks|^W\d{4} |^[\d\s]*$", line))
 
     def wait_for(self, stage: str, step: int) -> None:
         """Returns as soon as a stage has logged that step."""
