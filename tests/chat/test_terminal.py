@@ -165,8 +165,9 @@ def test_codes_of_the_terminal_are_spelt_out(caller):
 
 
 PROGRAM = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # standard input becomes this session's terminal, whose Ctrl-C reaches us
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else tests started with & in a script hand down that it is ignored
 sys.path.insert(0, sys.argv[1])
 from test_terminal import terminal, tiny_model
 sys.exit(terminal.chat(tiny_model(8192), temperature=0, max_new_tokens=8000))  # greedy, it never comes to an end
