@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
+
+
+def first_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
+    """Where a text ends, and by which stop string: the one that is whole first, in whatever pieces the text comes.
+
+    >>> first_stop("bab", ["bab", "a"]), first_stop("bab", ["ab", "bab"]), first_stop("bab", ["c"])
+    ((1, 'a'), (0, 'bab'), None)
+    """
+    found = [(at + len(string), at, string) for string in stop if (at := text.find(string)) >= 0]
+    return min(found)[1:] if found else None
 
 
 class TextProgress:
@@ -28,9 +39,8 @@ class TextProgress:
 
     def _release(self, new: str, *, last: bool) -> str:
         text = self._held + new
-        found = [(text.index(stop), stop) for stop in self._stop if stop in text]
-        if found:
-            end, self.stopped_by = min(found)
+        if found := first_stop(text, self._stop):
+            end, self.stopped_by = found
             self._held = ""
             return text[:end]
         held = 0 if last else max((size for stop in self._stop for size in range(1, len(stop))

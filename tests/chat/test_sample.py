@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxgpt.chat import sample as sampling
@@ -77,11 +77,12 @@ def test_probabilities_are_the_models_own(loaded):
         assert line.startswith(f"{math.exp(token['logprob']):7.2%}") and line.endswith(repr(token["text"]))
 
 
+@example("a", "bab", ["ba", "b"])  # one begins earlier, the other is whole earlier
 @given(st.text("ab", min_size=1, max_size=3), st.text("ab", min_size=1, max_size=3), st.lists(st.text("ab", max_size=4)))
 def test_pieces_end_before_the_first_stop(first, second, pieces):
     whole = "".join(pieces)
-    ends = [at for stop in (first, second) if (at := whole.find(stop)) >= 0]
-    assert "".join(sampling.before([first, second], pieces)) == whole[:min(ends, default=len(whole))]
+    ends = [(at + len(stop), at) for stop in (first, second) if (at := whole.find(stop)) >= 0]
+    assert "".join(sampling.before([first, second], pieces)) == whole[:min(ends, default=(0, len(whole)))[1]]
 
 
 def test_prompts_from_files(loaded, monkeypatch, tmp_path, capsys):
