@@ -15,7 +15,7 @@ from jaxgpt.chat.terminal import harmless, text_pieces
 from jaxgpt.core.errors import UserError
 from jaxgpt.inference.generate import generate, stream
 from jaxgpt.inference.load import Loaded
-from jaxgpt.inference.progress import first_stop
+from jaxgpt.inference.progress import begun, first_stop
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 BAR = 20  # characters of a bar for a probability of 1
@@ -84,8 +84,8 @@ def before(stop: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
         if found := first_stop(waiting, stop):
             waiting = waiting[:found[0]]
             break
-        begun = max((size for text in stop for size in range(1, len(text)) if waiting.endswith(text[:size])), default=0)
-        ready, waiting = waiting[:len(waiting) - begun], waiting[len(waiting) - begun:]
+        ready = waiting[:len(waiting) - begun(waiting, stop)]
+        waiting = waiting[len(ready):]
         if ready:
             yield ready
     if waiting:

@@ -16,6 +16,15 @@ def first_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
     return min(found)[1:] if found else None
 
 
+def begun(text: str, stop: Sequence[str]) -> int:
+    """How many characters at the end of a text may yet become a stop string.
+
+    >>> begun("a bE", ["END"]), begun("a b", ["END"])
+    (1, 0)
+    """
+    return max((size for string in stop for size in range(1, len(string)) if text.endswith(string[:size])), default=0)
+
+
 class TextProgress:
     """Bytes in, text out, up to the first stop string.
 
@@ -43,7 +52,6 @@ class TextProgress:
             end, self.stopped_by = found
             self._held = ""
             return text[:end]
-        held = 0 if last else max((size for stop in self._stop for size in range(1, len(stop))
-                                   if text.endswith(stop[:size])), default=0)
+        held = 0 if last else begun(text, self._stop)
         self._held = text[len(text) - held:]
         return text[:len(text) - held]

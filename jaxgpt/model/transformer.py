@@ -289,8 +289,7 @@ def unstack(params: Any) -> Any:
 def unembed(params: Any, x: jax.Array, *, config: Config) -> jax.Array:
     """Logits of the next token: float32 [..., V] from x [..., D]."""
     if config.tied and x.size == config.width and platform() == "cpu":
-        # of a single row XLA's CPU backend reads the embedding as it lies only if that comes first: a token of GPT-2 124M
-        # takes 20 ms in place of 25
+        # for a single row XLA's CPU backend reads the embedding as it lies only if that comes first (experiments/LOG.md)
         logits = linear(params["embed"].astype(x.dtype), x.reshape(-1, 1), dtype=jnp.float32).reshape(*x.shape[:-1], -1)
     else:
         logits = linear(x, head(params, config=config), dtype=jnp.float32)
