@@ -115,7 +115,8 @@ def test_places_go_in_order_and_the_rest_passes_by(parts):
     out = lambda c: experts.capacity_bound(x[:1], *routed, two, places_each=c, activation="swiglu")[0]  # noqa: E731
     none = jnp.abs(out(2)).max(-1) == 0
     assert none.tolist() == [False, False, False, True, False, True]
-    np.testing.assert_allclose(out(2)[~none], out(6)[~none], rtol=1e-6)
+    expected = out(6)[~none]  # another shape of product: sums of terms that cancel, so true to the largest entry
+    np.testing.assert_allclose(out(2)[~none], expected, atol=1e-6 * float(jnp.abs(expected).max()), rtol=0)
     assert float(experts.dropped_share(logits, 1, jnp.ones((1, 6)), places_each=2)) == pytest.approx(2 / 6)
     assert float(experts.dropped_share(logits, 1, jnp.array([[1., 1, 1, 1, 0, 0]]), places_each=2)) == pytest.approx(1 / 4)
 
