@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxgpt.inference.calls import call_marks
+from jaxgpt.inference.progress import begun, first_stop
 from jaxgpt.tokenizer.conversation import MARKS
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
@@ -109,25 +110,15 @@ class Answer:
         return self._call
 
     def _release(self, final: bool = False) -> Piece:
-        found = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped, end = True, min(found)
+        if found := first_stop(self._held, self.stops):
+            self.stopped, end = True, found[0]
         else:
-            end = len(self._held) if final else len(self._held) - _overlap(self._held, self.stops)
+            end = len(self._held) if final else len(self._held) - begun(self._held, self.stops)
         text, self._held = self._held[:end], self._held[end:]
         self._sent += len(text)
         done = len(self._waiting) if final else sum(entry.offset < self.offset + self._sent for entry in self._waiting)
         entries, self._waiting = self._waiting[:done], self._waiting[done:]
         return Piece(text, entries)
-
-
-def _overlap(text: str, stops: Sequence[str]) -> int:
-    """The length of the longest end of `text` that begins a stop string.
-
-    >>> _overlap("one\\n", ("\\n\\n", "END"))
-    1
-    """
-    return max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:

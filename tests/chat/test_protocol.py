@@ -15,6 +15,7 @@ from jaxgpt.chat.models import Models
 from jaxgpt.chat.page import page
 from jaxgpt.inference.calls import call_marks, call_shape
 from jaxgpt.inference.constraint import Constraint
+from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -123,6 +124,10 @@ def test_text_waits_for_whole_characters_and_possible_stops():
     assert fed(Answer(TOKENIZER, ["END"]), b"xENyEN") == (["x", "", "", "ENy", "", ""], "EN", [])
     answer = Answer(TOKENIZER, ["END", "D"])
     assert fed(answer, b"xEND") == (["x", "", "", ""], "", []) and answer.stopped
+    whole = Tokenizer(bpe.train(["bab " * 9], vocab_size=266), name="bab")  # the stop that is whole first, in any pieces
+    for tokens in (b"bab", whole.encode("bab")):
+        assert "".join(fed(Answer(whole, ["bab", "a"]), tokens)[0]) == "b"
+    assert len(whole.encode("bab")) == 1
 
 
 def test_entries_come_with_their_text_and_know_where_it_stands():
