@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
 import re
@@ -20,7 +22,7 @@ from jaxgpt.core.config import to_json
 from jaxgpt.core.files import write_json
 from jaxgpt.core.state import TrainState
 from jaxgpt.model import transformer
-from jaxgpt.tokenizer import bpe
+from jaxgpt.tokenizer import bpe, hf
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 VOCAB, CONTEXT, SCALE = 264, 256, 9.0
@@ -40,30 +42,66 @@ TABLES = {
 }
 
 
-def params_of(table: dict[int, int]):
+def params_of(table: dict[int, int], config: transformer.Config = CONFIG):
     """A model whose layers add nothing: the norm of a one-hot embedding, and a head that is the table."""
-    params = transformer.init(jax.random.key(0), CONFIG)
+    params = transformer.init(jax.random.key(0), config)
     head = np.zeros((VOCAB, VOCAB), np.float32)
     for token, following in table.items():
         head[token, following] = SCALE / math.sqrt(VOCAB)
     return params | {"embed": jnp.eye(VOCAB), "head": jnp.asarray(head)}
 
 
+# A model from elsewhere, of Qwen's form: it calls 7*8 at the opening of a turn, and says OK at that behind a result.
+CHATML = """\
+{%- if tools %}<|im_start|>system
+Tools:{% for tool in tools %} {{ tool | tojson }}{% endfor %}<|im_end|>
+{% endif %}
+{%- for message in messages %}
+<|im_start|>{{ 'user' if message.role == 'tool' else message.role }}
+{% if message.role == 'tool' %}<answer>{{ message.content }}</answer>{% else %}{{ message.content }}{% endif %}
+{%- for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant{{ ':' if messages[-1].role == 'tool' else '\n' }}{% endif %}"""
+FOREIGN = Tokenizer(TOKENIZER.ranks, name="foreign", bos="<|im_start|>", end="<|im_end|>", special={
+    "<|im_start|>": 256, "<|im_end|>": 257, "<tool_call>": 258, "</tool_call>": 259})
+FOREIGN_CONFIG = dataclasses.replace(CONFIG, context=1024)  # room for what it is told of its tools
+FOREIGN_TABLE = {ord("\n"): 258, 258: ord("7"), ord("7"): ord("*"), ord("*"): ord("8"), ord("8"): 259,
+                 ord(":"): ord("O"), ord("O"): ord("K"), ord("K"): 257}
+
+
 def write_run(workdir: Path, *, weights: bool = True) -> Path:
     """A run with a stage for each table; without weights, it can be asked but not answer."""
     for number, (name, table) in enumerate(TABLES.items()):
-        folder = workdir / name
-        model = to_json(CONFIG)
-        if weights:
-            checkpoints = Checkpoints(folder / "checkpoints", config=model)
-            checkpoints.save(0, TrainState(params_of(table), (), jnp.zeros((), jnp.int32), jax.random.key(0)), {})
-            checkpoints.close()
-        TOKENIZER.save(folder / "tokenizer")
-        write_json(folder / "manifest.json", {
-            "stage": name, "settings": {}, "seed": 0, "inputs": {},
-            "outputs": {"model": model, "checkpoint": "checkpoints/0", "tokenizer": "tokenizer"},
-            "finished": f"2025-01-01 00:00:0{number} +0000"})
+        _write_stage(workdir / name, table, TOKENIZER, CONFIG, number, weights=weights)
     return workdir
+
+
+def write_foreign(workdir: Path, *, weights: bool = True) -> Path:
+    """A run whose one model came from elsewhere, with a chat template."""
+    folder = workdir / "foreign"
+    _write_stage(folder, FOREIGN_TABLE, FOREIGN, FOREIGN_CONFIG, 0, weights=weights, folder="source")
+    hf.write(FOREIGN, folder / "source")
+    path = folder / "source" / "tokenizer.json"
+    found = json.loads(path.read_text())
+    for token in found["added_tokens"]:
+        token["special"] = "tool" not in token["content"]
+    path.write_text(json.dumps(found))
+    (folder / "source" / "chat_template.jinja").write_text(CHATML)
+    return workdir
+
+
+def _write_stage(stage: Path, table: dict[int, int], tokenizer: Tokenizer, config: transformer.Config, number: int,
+                 *, weights: bool = True, **outputs):
+    model = to_json(config)
+    if weights:
+        checkpoints = Checkpoints(stage / "checkpoints", config=model)
+        checkpoints.save(0, TrainState(params_of(table, config), (), jnp.zeros((), jnp.int32), jax.random.key(0)), {})
+        checkpoints.close()
+    tokenizer.save(stage / "tokenizer")
+    write_json(stage / "manifest.json", {
+        "stage": stage.name, "settings": {}, "seed": 0, "inputs": {},
+        "outputs": {"model": model, "checkpoint": "checkpoints/0", "tokenizer": "tokenizer", **outputs},
+        "finished": f"2025-01-01 00:00:0{number} +0000"})
 
 
 class Server:

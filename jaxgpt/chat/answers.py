@@ -6,7 +6,7 @@ import codecs
 import dataclasses
 from collections.abc import Sequence
 
-from jaxgpt.inference.calls import call_marks
+from jaxgpt.inference.forms import Form
 from jaxgpt.inference.progress import begun, first_stop
 from jaxgpt.tokenizer.conversation import MARKS
 from jaxgpt.tokenizer.tokenizer import Tokenizer
@@ -47,6 +47,7 @@ class Answer:
     Args:
       tokenizer: of the model.
       stops: strings that end the answer.
+      form: of the model's calls.
 
     Attributes:
       stopped: whether a stop string came.
@@ -54,20 +55,29 @@ class Answer:
       offset: where its text begins: behind a prompt that comes back.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
-        self.tokenizer, self.stops = tokenizer, tuple(stops)
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), form: Form | None = None):
+        self.tokenizer, self.stops, self.form = tokenizer, tuple(stops), form
         self.stopped, self.count = False, 0
         self._marks = {tokenizer.special.get(mark): kind for kind, mark in MARKS.items()}
-        self._marks |= dict.fromkeys(call_marks(tokenizer) or (), "call")
+        self._marks |= {form.opening: "call", form.closing: "call"} if form else {}
         self._hidden = set(tokenizer.special.values())
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._inside, self._inner, self._call = None, b"", None  # of a call or a result
+        self._put_in: list[int] = []  # a result, as the template of a model from elsewhere writes it
         self._held, self._sent, self._waiting, self.offset = "", 0, [], 0
 
     def feed(self, token: int, logprob: float | None = None, top: Sequence[tuple[int, float]] = (), *,
              forced: bool = False) -> Piece:
         """What can be sent once this token is known."""
         self.count += not forced
+        if forced and self.form and not self.form.ours:
+            self._put_in.append(token)
+            return Piece()
+        piece = self._result()
+        rest = self._fed(token, logprob, top)
+        return Piece(rest.text, rest.entries, piece.calls + rest.calls)
+
+    def _fed(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> Piece:
         if token in self._marks:
             return self._mark(self._marks[token])
         if self._inside:
@@ -82,13 +92,21 @@ class Answer:
 
     def end(self) -> Piece:
         """What is left when no token follows."""
-        piece = Piece(calls=[(self._call, None)] if self._call is not None else [])
+        piece = self._result() if self._put_in else Piece(calls=[(self._call, None)] if self._call is not None else [])
         self._call = None
         if self.stopped:
             return piece
         self._held += self._decoder.decode(b"", final=True)
         rest = self._release(final=True)
         return Piece(rest.text, rest.entries, piece.calls)
+
+    def _result(self) -> Piece:
+        """The call to which a result was put in, with it."""
+        if not self._put_in:
+            return Piece()
+        call, self._call = self._call or "", None
+        result, self._put_in = self.form.result(self._put_in), []
+        return Piece(calls=[(call, result)])
 
     def _mark(self, kind: str) -> Piece:
         if self._inside != kind:

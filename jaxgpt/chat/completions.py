@@ -16,10 +16,10 @@ from jaxgpt.chat.models import Model
 from jaxgpt.chat.protocol import Asked
 from jaxgpt.chat.worker import Worker
 from jaxgpt.inference.automaton import Automaton
-from jaxgpt.inference.calls import Caller, Tool, call_marks
+from jaxgpt.inference.calls import Caller, Tool
 from jaxgpt.inference.constraint import Constraint
+from jaxgpt.inference.forms import read_call
 from jaxgpt.inference.request import Finished, Request, Sampling
-from jaxgpt.tokenizer.special import CALL
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -40,7 +40,8 @@ class Run:
         self.asked, self.model, self.worker, self.metrics, self.seconds = asked, model, worker, metrics, seconds
         self.tools = tools
         self.created, self.id = int(time.time()), secrets.token_hex(12)
-        self.answers = [Answer(model.tokenizer, asked.sampling["stop"]) for _ in asked.prompts for _ in range(asked.n)]
+        self.answers = [Answer(model.tokenizer, asked.sampling["stop"], model.form)
+                        for _ in asked.prompts for _ in range(asked.n)]
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece, str | None]]:
         """Yields (which answer, what came of it, why it ended or None)."""
@@ -74,15 +75,16 @@ class Run:
         asked, tokenizer = self.asked, self.model.tokenizer
         options = dict(asked.sampling)
         stop = tuple(options.pop("stop"))
-        watch, marks = {}, call_marks(tokenizer)
-        if asked.tools and marks:
-            watch = {"watch": marks[1:], "watcher": self._watch}
+        watch, form = {}, self.model.form
+        if asked.tools and form:
+            watch = {"watch": (form.closing,), "watcher": self._watch}
             if asked.call:
-                watch["mask"] = _constraint(asked.call, tokenizer, self.model.config.vocab_size, marks[:1], marks[1:])
+                watch["mask"] = _constraint(asked.call, tokenizer, self.model.config.vocab_size, (form.opening,),
+                                            (form.closing,))
         elif asked.shape:
             watch = {"mask": _constraint(asked.shape, tokenizer, self.model.config.vocab_size)}
-        elif self.tools and CALL in tokenizer.special:
-            caller = Caller(tokenizer, self.tools, pool=self.worker.tools)
+        elif self.tools and self.model.takes_results:
+            caller = Caller(tokenizer, self.tools, template=self.model.template, pool=self.worker.tools)
             watch = {"watch": caller.watch, "watcher": caller}
         return [Request(prompt, asked.max_tokens, Sampling(**options), n=asked.n, stop=stop,
                         stop_tokens=tuple({*self.model.stops, tokenizer.bos}), alternatives=asked.logprobs or 0, **watch)
@@ -90,8 +92,7 @@ class Run:
 
     def _watch(self, tokens: Sequence[int]) -> tuple[()] | None:
         """Ends the answer behind a call that the client is to run."""
-        opening, closing = call_marks(self.model.tokenizer)
-        return () if opening == closing and list(tokens).count(opening) % 2 else None
+        return () if self.model.form.split(tokens)[2] else None
 
     def _piece(self, answer: Answer, event) -> tuple[Piece, str | None]:
         if isinstance(event, Finished):
@@ -219,7 +220,7 @@ def _calls(run: Run, piece: Piece) -> dict:
     """Calls in a message: those that the client answers, and those that were answered here, with their results."""
     found, ours = [], []
     for call, result in piece.calls:
-        named = None if result is not None else client_call(call, run.asked.tools)
+        named = None if result is not None else read_call(call, run.asked.tools)
         if named:
             name, arguments = named
             found.append({"id": "call_" + secrets.token_hex(8), "type": "function",
@@ -227,39 +228,3 @@ def _calls(run: Run, piece: Piece) -> dict:
         else:
             ours.append({"call": call, "result": result})
     return ({"tool_calls": found} if found else {}) | ({"tool_uses": ours} if ours else {})
-
-
-def client_call(call: str, tools: Mapping[str, str]) -> tuple[str, dict] | None:
-    """(name, arguments) of a call of one of the client's tools; None where it calls none of them.
-
-    Args:
-      call: what the model wrote between the marks: a name and its arguments, or arguments alone of the only tool.
-      tools: {name: what its first argument is called}.
-
-    >>> client_call('calculator 17*3', {"calculator": "expression"}), client_call('17*3', {"calculator": "expression"})
-    (('calculator', {'expression': '17*3'}), ('calculator', {'expression': '17*3'}))
-    >>> client_call('weather {"city": "Rome"}', {"weather": "city", "calculator": "x"})
-    ('weather', {'city': 'Rome'})
-    >>> client_call('{"name": "weather", "arguments": {"city": "Rome"}}', {"weather": "city", "calculator": "x"})
-    ('weather', {'city': 'Rome'})
-    """
-    whole = _object(call)
-    if whole and str(whole.get("name")) in tools:
-        given = whole.get("arguments", whole.get("parameters"))
-        if isinstance(given, dict):
-            return whole["name"], given
-    name, _, rest = call.strip().partition(" ")
-    if name not in tools:
-        if len(tools) != 1:
-            return None
-        (name,), rest = tools, call.strip()
-    arguments = _object(rest)
-    return name, {tools[name]: rest.strip()} if arguments is None else arguments
-
-
-def _object(text: str) -> dict | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -14,15 +14,16 @@ import jax
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.sharding import RULES, Layout, make_mesh
+from jaxgpt.inference.forms import Form, form_of, write_call
 from jaxgpt.inference.load import Loaded, find, load, stages, template_of
 from jaxgpt.model import hf
 from jaxgpt.model.quantize import quantize
 from jaxgpt.model.transformer import Config
 from jaxgpt.tokenizer import hf as hf_tokenizer
-from jaxgpt.tokenizer.conversation import check, render, render_prompt
-from jaxgpt.tokenizer.template import Template, read_template, render_template
+from jaxgpt.tokenizer.conversation import render
+from jaxgpt.tokenizer.template import Template, read_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
-from jaxgpt.tokenizer.turns import stop_tokens
+from jaxgpt.tokenizer.turns import prompt_turns, stop_tokens
 
 _ONE_LOADS = threading.Lock()
 
@@ -68,6 +69,19 @@ class Model:
         """The tokens that end an answer."""
         return stop_tokens(self.tokenizer, self.template)
 
+    @functools.cached_property
+    def form(self) -> Form | None:
+        """How it calls tools; None where it knows no calls."""
+        return form_of(self.tokenizer, self.template)
+
+    @functools.cached_property
+    def takes_results(self) -> bool:
+        """Whether the result of a call can be put into its answer."""
+        try:
+            return self.form is not None and bool(self.form.put_in(""))
+        except UserError:
+            return False
+
     @property
     def loaded(self) -> Loaded:
         """With its weights; a UserError says what is wrong with them."""
@@ -90,16 +104,20 @@ class Model:
           ApiError: the turns make no conversation, or the model knows none.
         """
         try:
-            if self.template:
-                return render_template(self.template, self.tokenizer, _openai(messages),
-                                       **({"tools": list(tools)} if tools else {}))
-            turns = [_ours(turn) for turn in messages]
-            if turns[-1]["role"] == "assistant" and [part["type"] for part in turns[-1]["content"]][-1:] == ["result"]:
-                check(turns)
+            turns = [self._written(turn) for turn in messages]
+            if not self.template and turns[-1]["role"] == "assistant" and ends_in_result(turns[-1]):
                 return render(self.tokenizer, turns)[0][:-1]  # it goes on in the turn in which it called
-            return render_prompt(self.tokenizer, turns)
+            return prompt_turns(self.tokenizer, turns, self.template, tools)
         except (ValueError, UserError) as error:
             raise ApiError(400, str(error), param="messages") from error
+
+    def _written(self, turn: dict) -> dict:
+        """A turn with its calls as texts."""
+        if turn["role"] != "assistant":
+            return turn
+        return turn | {"content": [
+            {"type": "call", "text": write_call(part["name"], part["arguments"], ours=self.template is None)}
+            if part["type"] == "call" else part for part in turn["content"]]}
 
 
 class Models:
@@ -136,52 +154,6 @@ class Models:
         return self.models[name]
 
 
-def call_text(name: str, arguments: str) -> str:
-    """What stands between the marks of a call, from OpenAI's form: of one argument its value alone.
-
-    >>> call_text("calculator", '{"input": "17*3"}')
-    'calculator 17*3'
-    """
-    try:
-        found = json.loads(arguments)
-    except ValueError:
-        found = None
-    if isinstance(found, dict) and len(found) == 1 and isinstance(value := next(iter(found.values())), str):
-        arguments = value
-    return f"{name} {arguments}"
-
-
-def _ours(turn: dict) -> dict:
-    """A turn as our models know it: a call is a text."""
-    if turn["role"] != "assistant":
-        return turn
-    return turn | {"content": [{"type": "call", "text": call_text(part["name"], part["arguments"])}
-                               if part["type"] == "call" else part for part in turn["content"]]}
-
-
-def _openai(messages: Sequence[dict]) -> list[dict]:
-    """Turns as templates of models from elsewhere know them: results are turns of their own."""
-    turns = []
-    for message in messages:
-        if message["role"] != "assistant":
-            turns.append(message)
-            continue
-        for part in message["content"] or [{"type": "text", "text": ""}]:
-            if part["type"] == "result":
-                turns.append({"role": "tool", "content": part["text"]})
-                continue
-            if not turns or turns[-1]["role"] != "assistant":
-                turns.append({"role": "assistant", "content": ""})
-            if part["type"] == "text":
-                turns[-1]["content"] += part["text"]
-            else:
-                call = {"type": "function", "function": {"name": part["name"], "arguments": _parsed(part["arguments"])}}
-                turns[-1].setdefault("tool_calls", []).append(call)
-    return turns
-
-
-def _parsed(arguments: str):
-    try:
-        return json.loads(arguments)
-    except ValueError:
-        return arguments
+def ends_in_result(turn: dict) -> bool:
+    """Whether an assistant's turn, a list of parts, waits for what the assistant says to a result."""
+    return bool(turn["content"]) and turn["content"][-1]["type"] == "result"

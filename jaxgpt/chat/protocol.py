@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from jaxgpt.chat.errors import ApiError
+from jaxgpt.chat.models import ends_in_result
 from jaxgpt.chat.schema import array, check, integer, number, one_of, optional, record, text
 from jaxgpt.inference import json_schema
 from jaxgpt.inference.automaton import Automaton
-from jaxgpt.inference.calls import call_marks, call_shape
+from jaxgpt.inference.forms import call_shape
 
 MAX_TEXT, MAX_TOKENS, MAX_CHOICES, MAX_TOP = 200_000, 1 << 20, 16, 20
 
@@ -153,8 +155,13 @@ def read_completion(body: Any, models) -> Asked:
                  echo=echo, ids=body.get("return_token_ids", False), **_streaming(body))
 
 
-def read_chat(body: Any, models) -> Asked:
-    """A request to /v1/chat/completions; `models` finds a model by name.
+def read_chat(body: Any, models, functions: Sequence[dict] = ()) -> Asked:
+    """A request to /v1/chat/completions.
+
+    Args:
+      body: what was sent.
+      models: finds a model by name.
+      functions: that the server runs itself where the client brings none; a model from elsewhere is told of them.
 
     Raises:
       ApiError: it is malformed, the model is unknown, or the conversation does not fit.
@@ -170,11 +177,13 @@ def read_chat(body: Any, models) -> Asked:
         raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
     if "max_tokens" in body and "max_completion_tokens" in body:
         raise ApiError(400, "max_tokens: give it or max_completion_tokens, not both", param="max_tokens")
-    prompt = model.prompt(_messages(body["messages"]), tools)
+    shape = _shape(body)
+    here = functions if shape is None and model.takes_results else ()
+    prompt = model.prompt(_messages(body["messages"]), tools or here)
     fit(len(prompt), model.config.context, "messages", spare=1)
     limit = body.get("max_tokens", body.get("max_completion_tokens", model.config.context))
     return Asked(body["model"], [prompt], limit, body.get("n", 1), _sampling(body, model),
-                 logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None, shape=_shape(body),
+                 logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None, shape=shape,
                  call=_call(body, tools, model),
                  tools={tool["function"]["name"]: _first_argument(tool["function"]) for tool in tools},
                  **_streaming(body))
@@ -270,15 +279,14 @@ def _call(body: dict, tools: list[dict], model) -> Automaton | None:
     if not chosen:
         there = ", ".join(tool["function"]["name"] for tool in tools) or "none"
         raise ApiError(400, f"tool_choice: there is no such function in tools; there are {there}", param="tool_choice")
-    marks = call_marks(model.tokenizer)
-    if marks is None:
+    if model.form is None:
         raise ApiError(400, f"tool_choice: the model {model.name} knows no calls", param="tool_choice")
     functions = []
     for i, function in chosen.items():
         schema = {"type": "object", **(function.get("parameters") or {"properties": {}})}
         _compiled(schema, f"tools[{i}].function.parameters")
         functions.append([function["name"], schema])
-    return call_shape(json.dumps(functions), marks[0] == marks[1])
+    return call_shape(json.dumps(functions), model.form.ours)
 
 
 def _compiled(schema: dict, where: str) -> Automaton:
@@ -315,15 +323,11 @@ def _messages(messages: list[dict]) -> list[dict]:
             parts += [{"type": "call", **call["function"]}, {"type": "result", "text": results[call["id"]]}]
         if calls and turns and turns[-1]["role"] == "assistant":  # it goes on after a result
             turns[-1]["content"] += parts
-        elif role == "assistant" and turns and turns[-1]["role"] == "assistant" and _ends_in_result(turns[-1]):
+        elif role == "assistant" and turns and turns[-1]["role"] == "assistant" and ends_in_result(turns[-1]):
             turns[-1]["content"] += parts
         else:
             turns.append({"role": role, "content": parts if role == "assistant" else _text(message)})
     return turns
-
-
-def _ends_in_result(turn: dict) -> bool:
-    return bool(turn["content"]) and turn["content"][-1]["type"] == "result"
 
 
 def _text(message: dict) -> str:

@@ -20,6 +20,7 @@ from jaxgpt.chat.page import page
 from jaxgpt.chat.worker import Worker
 from jaxgpt.core.errors import UserError
 from jaxgpt.inference.calls import Tool
+from jaxgpt.tools.choose import described
 
 MAX_BODY = 4 << 20  # bytes
 OPEN = ("/", "/health", "/openapi.json")  # paths that need no key
@@ -40,7 +41,7 @@ class Server:
 
     def __init__(self, models: Models, worker: Worker, *, slots: int, key: str | None = None, seconds: float = 600.0,
                  hosts: frozenset[str] | None = None, tools: Mapping[str, Tool] = {}):
-        self.tools = tools
+        self.tools, self.functions = tools, described(tools)
         self.models, self.worker, self.slots, self.key, self.seconds = models, worker, slots, key, seconds
         self.hosts, self.metrics = hosts, Metrics()
         self.tokenizers = inside.tokenizers(models)
@@ -61,7 +62,7 @@ class Server:
 
     async def chat(self, request):
         """POST /v1/chat/completions."""
-        asked = protocol.read_chat(await body_of(request), self.models)
+        asked = protocol.read_chat(await body_of(request), self.models, self.functions)
         return await self._answer(request, asked, completions.whole_chat, completions.streamed_chat, self.tools)
 
     async def complete(self, request):

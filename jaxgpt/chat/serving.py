@@ -55,7 +55,10 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
         raise UserError("jaxgpt serve needs starlette and uvicorn: pip install 'jaxgpt[serve]'") from error
     _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20),
            timeout=(seconds, 1, 86400))
-    models, helper = Models(folder, stages, int8=int8), None
+    models, helper, chosen = Models(folder, stages, int8=int8), None, choose(tools)
+    if chosen and not any(model.takes_results for model in models.models.values()):
+        raise UserError(f"--tools {tools}: no model in {folder} has tokens for calls and their results, so none can call any; "
+                        "leave it out")
     if draft is not None:
         drafts = Models(draft, int8=int8)
         helper = drafts.find(drafts.default)
@@ -64,7 +67,7 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
     make = functools.partial(_engine, slots=slots, cache_dtype="int8" if int8_cache else None, draft=helper)
     worker = Worker(make, most=slots + max_waiting)
     server = Server(models, worker, slots=slots, key=key, seconds=seconds, hosts=_names(host),
-                    tools=choose(tools))
+                    tools=chosen)
     listening = _listen(host, port)
     if warm_up:
         _warm_up(worker, server.models)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import itertools
 import signal
 import sys
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 import jax
@@ -17,12 +16,13 @@ import jax
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import write_text
 from jaxgpt.inference.calls import Caller, Tool
+from jaxgpt.inference.forms import Form
 from jaxgpt.inference.generate import sampling_options, stream
 from jaxgpt.inference.load import Loaded
-from jaxgpt.tokenizer.conversation import ROLES, Message, parse
-from jaxgpt.tokenizer.special import CALL, RESULT
+from jaxgpt.tokenizer.conversation import Message
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 from jaxgpt.tokenizer.turns import prompt_turns, stop_tokens
+from jaxgpt.tools.choose import described
 
 HELP = """\
 /system TEXT  sets the system message (without TEXT: removes it) and starts over
@@ -51,9 +51,8 @@ class Conversation:
     def __init__(self, loaded: Loaded, *, system: str | None = None, seed: int = 0, max_new_tokens: int = 200,
                  tools: Mapping[str, Tool] | None = None, **options):
         sampling_options(max_new_tokens, **options)  # refuses what is impossible now, not at the first answer
-        if tools and CALL not in loaded.tokenizer.special:
-            raise UserError(f"tools: {loaded.stage} is a model whose tokenizer has no {CALL}, so it cannot call any")
-        self.caller = Caller(loaded.tokenizer, tools) if tools else None
+        self.caller = Caller(loaded.tokenizer, tools, template=loaded.template) if tools else None
+        self.functions = described(tools or ())
         self.loaded, self.options, self.max_new_tokens = loaded, options, max_new_tokens
         self.rng, self.answers = jax.random.key(seed), 0
         self.messages: list[Message] = []
@@ -96,17 +95,16 @@ class Conversation:
 
         What had come is kept when the caller stops early (an interrupt, or no further iteration).
         """
-        tokenizer, tokens = self.loaded.tokenizer, []
+        tokenizer, came, form = self.loaded.tokenizer, [], self.caller and self.caller.form
         drawn = self._tokens(request=self.answers)
         self.answers += 1
         try:
-            yield from text_pieces(tokenizer, (tokens.append(token) or token for token in drawn), calls=bool(self.caller))
+            yield from text_pieces(tokenizer, (came.append(one) or one for one in drawn), form)
         finally:
-            content = content_of(tokenizer, tokens) if self.caller else "".join(text_pieces(tokenizer, tokens))
-            self.messages.append({"role": "assistant", "content": content})
+            self.messages.append({"role": "assistant", "content": content_of(tokenizer, came, form)})
 
-    def _tokens(self, request: int) -> Iterator[int]:
-        """The tokens of an answer, those that calls put in included."""
+    def _tokens(self, request: int) -> Iterator[int | str]:
+        """The tokens of an answer, and the results of its calls as texts."""
         loaded, completion, prompt = self.loaded, [], self._prompt()
         stop = (*stop_tokens(loaded.tokenizer, loaded.template), *(self.caller.watch if self.caller else ()))
         while (left := min(self.max_new_tokens, loaded.config.context - len(prompt)) - len(completion)) > 0:
@@ -116,46 +114,51 @@ class Conversation:
                 yield token
             if not self.caller or completion[-1] not in self.caller.watch:
                 return
-            put_in = self.caller(completion)
-            completion += put_in
-            yield from put_in
+            if put_in := self.caller(completion):
+                completion += put_in
+                yield self.caller.form.result(put_in)
 
     def transcript(self) -> str:
         """The conversation as text, a paragraph a message."""
         return "\n".join(f"{message['role']}: {_plain(message['content'])}\n" for message in self.messages)
 
     def _prompt(self) -> list[int]:
-        return prompt_turns(self.loaded.tokenizer, self.messages, self.loaded.template)
+        return prompt_turns(self.loaded.tokenizer, self.messages, self.loaded.template, self.functions)
 
 
-def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int], *, calls: bool = False) -> Iterator[str]:
+def text_pieces(tokenizer: Tokenizer, came: Iterable[int | str], form: Form | None = None) -> Iterator[str]:
     """The text of tokens as they come, in whole characters: one whose bytes are spread over tokens waits for its last.
 
-    Special tokens give no text; with `calls`, a call and its result stand in brackets. Bytes that no character can begin
-    or end with become U+FFFD.
+    Special tokens give no text. With the form of its calls, a call and its result, a text among the tokens, stand in
+    brackets: [17*3 → 51]. Bytes that no character can begin or end with become U+FFFD.
     """
-    special = {token: name for name, token in tokenizer.special.items()}
-    marks = {} if not calls else {CALL: itertools.cycle(("[", " → ")), RESULT: itertools.cycle(("", "] "))}
+    special, inside = set(tokenizer.special.values()), False
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in tokens:
-        if token in special:
-            piece = next(marks[special[token]]) if special[token] in marks else ""
+    for one in came:
+        if isinstance(one, str):
+            piece = one + "] "
+        elif form and one == (form.closing if inside else form.opening):
+            piece, inside = " → " if inside else "[", not inside
         else:
-            piece = decoder.decode(tokenizer.decode_bytes([token]))
+            piece = "" if one in special else decoder.decode(tokenizer.decode_bytes([one]))
         if piece:
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest
 
 
-def content_of(tokenizer: Tokenizer, tokens: list[int]) -> str | list[dict]:
+def content_of(tokenizer: Tokenizer, came: Sequence[int | str], form: Form | None = None) -> str | list[dict]:
     """An answer as a message has it: its text, or the parts of one with calls; of a call cut short, its text."""
-    try:
-        answer = [tokenizer.bos, tokenizer.special[ROLES["user"]], tokenizer.end, tokenizer.special[ROLES["assistant"]]]
-        rest = tokens[:-1] if tokens[-1:] == [tokenizer.end] else tokens
-        return parse(tokenizer, [*answer, *rest, tokenizer.end])[-1]["content"]
-    except (KeyError, ValueError):
-        return "".join(text_pieces(tokenizer, tokens, calls=True))
+    parts, after = [], 0
+    for at, one in enumerate(came):
+        if isinstance(one, str):
+            text, (*_, call), _ = form.split(came[after:at])
+            parts += [{"type": "text", "text": tokenizer.decode(text, special=False)},
+                      {"type": "call", "text": tokenizer.decode(call)}, {"type": "result", "text": one}]
+            after = at + 1
+    rest = "".join(text_pieces(tokenizer, came[after:], form))
+    parts = [part for part in [*parts, {"type": "text", "text": rest}] if part["text"] or part["type"] != "text"]
+    return parts if any(part["type"] == "call" for part in parts) else rest
 
 
 def _plain(content: str | list[dict]) -> str:

@@ -20,12 +20,12 @@ from jaxgpt.core.files import write_json, write_text
 from jaxgpt.evals.intervals import Interval, wilson
 from jaxgpt.inference.acting import Actor
 from jaxgpt.inference.calls import Caller, Tool
+from jaxgpt.inference.forms import form_of
 from jaxgpt.inference.generate import generate
 from jaxgpt.inference.load import Loaded, load
 from jaxgpt.tasks.task import Problem, Task
-from jaxgpt.tokenizer.special import CALL
 from jaxgpt.tokenizer.turns import prompt_turns, stop_tokens
-from jaxgpt.tools.choose import choose
+from jaxgpt.tools.choose import choose, described
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,14 @@ def evaluate(
     """
     if not problems:
         raise UserError(f"task '{task.name}' has no problems to evaluate on; ask for at least one")
-    prompts = [prompt_turns(loaded.tokenizer, problem.messages, loaded.template) for problem in problems]
+    functions = described(tools or ())
+    prompts = [prompt_turns(loaded.tokenizer, problem.messages, loaded.template, functions) for problem in problems]
     stop = stop_tokens(loaded.tokenizer, loaded.template)
     options = {"rng": rng, "temperature": temperature, "max_new_tokens": max_new_tokens, "stop": stop, "batch": batch}
     if tools:
         longest = min(max(map(len, prompts)) + max_new_tokens, loaded.config.context)
-        options["actor"] = Actor(loaded.params, loaded.config, Caller(loaded.tokenizer, tools, budget=calls), slots=batch,
-                                 context=longest)
+        caller = Caller(loaded.tokenizer, tools, template=loaded.template, budget=calls)
+        options["actor"] = Actor(loaded.params, loaded.config, caller, slots=batch, context=longest)
     examples: list[Example] = []
     for start in range(0, len(problems), batch):
         numbers = range(start, min(start + batch, len(problems)))
@@ -279,7 +280,7 @@ class Evaluate(Stage):
     def _score(self, loaded: Loaded, task: Task, problems: Sequence[Problem], context, each) -> Scores:
         return evaluate(loaded, task, problems=problems, max_new_tokens=self.max_new_tokens, batch=self.batch,
                         rng=context.rng("scores", task.name), temperature=self.temperature, each=each, calls=self.calls,
-                        tools=choose(self.tools) if CALL in loaded.tokenizer.special else None)
+                        tools=choose(self.tools) if form_of(loaded.tokenizer, loaded.template) else None)
 
     def _completions(self, loaded: Loaded, context: Context) -> list[dict]:
         """{text, finished} for each of `prompts`, then of `continuations`."""

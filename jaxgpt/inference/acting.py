@@ -51,13 +51,7 @@ class Actor:
 
     def said(self, tokens: Sequence[int]) -> list[int]:
         """Of the tokens that the model chose, those that are in no call."""
-        found, inside = [], False
-        for token in tokens:
-            if token in self.caller.watch:
-                inside = not inside
-            elif not inside:
-                found.append(token)
-        return found
+        return self.caller.form.split(tokens)[0]
 
 
 def as_rollouts(prompts: Sequence[Sequence[int]], completions: Sequence[Completion], length: int) -> Rollouts:

@@ -43,7 +43,7 @@ from jaxgpt.tokenizer.hf import load as load_tokenizer
 from jaxgpt.tokenizer.template import Template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 from jaxgpt.tokenizer.turns import end_of_turn, prompt_turns
-from jaxgpt.tools.choose import choose
+from jaxgpt.tools.choose import choose, described
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ class Practice:
         self._stop = end_of_turn(tokenizer, template)
         self._rollout = stage.rollout_program(config, self._stop)
         self.tools, self._actor = choose(stage.tools), None
-        self._caller = Caller(tokenizer, self.tools, budget=stage.calls) if self.tools else None
+        self._caller = Caller(tokenizer, self.tools, template=template, budget=stage.calls) if self.tools else None
         if self.tools and jax.process_count() > 1:
             raise UserError(f"{stage.name}.tools: practice with tools runs in one process, not in {jax.process_count()}")
         self._score = stage.score_program(context, config)
@@ -298,7 +298,7 @@ class Practice:
         return as_rollouts([prompt for prompt in prompts for _ in range(stage.rollouts)], completions, stage.T + 1)
 
     def _prompt(self, problem) -> list[int]:
-        return prompt_turns(self._tokenizer, problem.messages, self._template)
+        return prompt_turns(self._tokenizer, problem.messages, self._template, described(self.tools))
 
     def _pad(self, prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         padded = np.zeros((len(prompts), self._stage.prompt_tokens), np.int32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from jaxgpt.core.errors import UserError
 from jaxgpt.tokenizer.conversation import Message, render, render_prompt
@@ -44,9 +45,58 @@ def render_turns(tokenizer: Tokenizer, messages: Sequence[Message],
     return tokens, mask
 
 
-def prompt_turns(tokenizer: Tokenizer, messages: Sequence[Message], template: Template | None = None) -> list[int]:
-    """The tokens from which the assistant's next turn is generated."""
-    return render_template(template, tokenizer, messages) if template else render_prompt(tokenizer, messages)
+def prompt_turns(tokenizer: Tokenizer, messages: Sequence[Message], template: Template | None = None,
+                 functions: Sequence[Mapping] = ()) -> list[int]:
+    """The tokens from which the assistant's next turn is generated.
+
+    Args:
+      tokenizer, template: of the model.
+      messages: the turns so far; by a template, a call in them is {"name": …, "arguments": …} in JSON.
+      functions: that a model from elsewhere may call, in OpenAI's form; ours know theirs by training.
+
+    Raises:
+      ValueError, UserError: as `render_prompt` and `render_template`.
+    """
+    if template is None:
+        return render_prompt(tokenizer, messages)
+    return render_template(template, tokenizer, _with_turns_for_results(messages),
+                           **({"tools": list(functions)} if functions else {}))
+
+
+def _with_turns_for_results(messages: Sequence[Message]) -> list[dict]:
+    """Messages as templates know them: calls are a field of the assistant's turn, and results are turns of their own."""
+    turns: list[dict] = []
+    for message in messages:
+        if isinstance(message["content"], str):
+            turns.append(message)
+            continue
+        turns.append({"role": "assistant", "content": ""})
+        for part in message["content"]:
+            if part["type"] == "result":
+                turns.append({"role": "tool", "content": part["text"]})
+                continue
+            if turns[-1]["role"] == "tool":
+                turns.append({"role": "assistant", "content": ""})
+            if part["type"] == "call" and (function := _function(part["text"])):
+                turns[-1].setdefault("tool_calls", []).append({"type": "function", "function": function})
+            else:
+                turns[-1]["content"] += part["text"]
+    return turns
+
+
+def _function(call: str) -> dict | None:
+    """What is called, where the call is written as it should be."""
+    found = json_object(call)
+    return found if found and isinstance(found.get("name"), str) and "arguments" in found else None
+
+
+def json_object(text: str) -> dict | None:
+    """The object that a text is in JSON; None where it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def end_of_turn(tokenizer: Tokenizer, template: Template | None = None) -> int:

@@ -8,13 +8,12 @@ from scripted import CONTEXT, SPECIAL, TOKENIZER, VOCAB, write_run
 
 from jaxgpt.chat import openapi, protocol, schema
 from jaxgpt.chat.answers import Answer
-from jaxgpt.chat.completions import client_call
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.chat.metrics import Metrics
 from jaxgpt.chat.models import Models
 from jaxgpt.chat.page import page
-from jaxgpt.inference.calls import call_marks, call_shape
 from jaxgpt.inference.constraint import Constraint
+from jaxgpt.inference.forms import call_shape, form_of, read_call
 from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
@@ -152,11 +151,11 @@ def test_calls_of_models_from_elsewhere_are_calls():
     qwen = Tokenizer(TOKENIZER.ranks, name="qwen", bos="<|im_start|>", end="<|im_end|>", special={
         "<|im_start|>": 300, "<|im_end|>": 301, "<tool_call>": 302, "</tool_call>": 303})
     inside = b'\n{"name": "add", "arguments": {"a": 1}}\n'
-    texts, rest, calls = fed(Answer(qwen), [*b"so:", 302, *inside, 303])
-    assert "".join(texts) + rest == "so:" and client_call(calls[0][0], {"add": "a", "mul": "b"}) == ("add", {"a": 1})
+    texts, rest, calls = fed(Answer(qwen, form=form_of(qwen)), [*b"so:", 302, *inside, 303])
+    assert "".join(texts) + rest == "so:" and read_call(calls[0][0], {"add": "a", "mul": "b"}) == ("add", {"a": 1})
     shape = call_shape(json.dumps([["add", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}]]),
                        False)
-    assert shape.complete(shape.read(shape.start, inside)) and call_marks(qwen) == (302, 303)
+    assert shape.complete(shape.read(shape.start, inside)) and not form_of(qwen).ours
     mask = Constraint(shape, qwen, vocab_size=304, opening=(302,), end=(303,))
     assert mask([])[302] and mask([302, *inside])[303] and mask([302, *inside]).sum() == 1
 

@@ -11,7 +11,10 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from scripted import ALPHABET, LIKELY, TOKENIZER, VOCAB, Server, write_run
+from scripted import ALPHABET, LIKELY, TOKENIZER, VOCAB, Server, write_foreign, write_run
+
+from jaxgpt.chat import serving
+from jaxgpt.core.errors import UserError
 
 httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
@@ -146,6 +149,29 @@ def test_tools_of_the_server_are_run_in_the_answer_and_nothing_is_compiled_for_t
         assert not [line for line in server.errors[before:] if "Finished XLA compilation" in line]  # warmed up
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+def test_tools_of_the_server_are_run_for_a_model_from_elsewhere(tmp_path):
+    server = Server(write_foreign(tmp_path), "--tools", "calculator", "--slots", "2")
+    try:
+        client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120)
+        ask = dict(model="foreign", messages=HELLO, temperature=0)
+        found = client.chat.completions.create(**ask)
+        assert found.choices[0].message.content == "OK" and found.choices[0].finish_reason == "stop"
+        assert found.choices[0].message.tool_uses == [{"call": "7*8", "result": "56"}]
+        assert found.usage.completion_tokens == 8 and found.usage.prompt_tokens > 200  # it is told of the calculator
+        events = list(client.chat.completions.create(**ask, stream=True))
+        assert "".join(event.choices[0].delta.content or "" for event in events) == "OK"
+        uses = [getattr(event.choices[0].delta, "tool_uses", []) for event in events]
+        assert sum(uses, []) == [{"call": "7*8", "result": "56"}]
+        own = client.chat.completions.create(**ask, tools=[WEATHER]).choices[0]  # the client's go before the server's
+        assert own.finish_reason == "tool_calls" and own.message.tool_calls[0].function.name == "multiply"
+    finally:
+        assert server.stop() == 0
+    (tmp_path / "foreign" / "source" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(UserError, match="no model in .* has tokens for calls and their results"):
+        serving.serve(tmp_path, tools="calculator")
 
 
 @pytest.mark.slow

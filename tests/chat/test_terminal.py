@@ -21,6 +21,7 @@ from jaxgpt.inference.load import Loaded
 from jaxgpt.model import transformer
 from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer.conversation import render_prompt
+from jaxgpt.tokenizer.template import read_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 from jaxgpt.tools.calculator import calculate
 
@@ -146,6 +147,22 @@ def test_calls_are_run_and_shown_and_stay_in_the_conversation(caller, tmp_path):
     with pytest.raises(UserError, match="so it cannot call any"):
         strange = Tokenizer(caller.tokenizer.ranks, bos="<s>", end="</s>", special={"<s>": 256, "</s>": 257})
         terminal.Conversation(dataclasses.replace(caller, tokenizer=strange), tools={"calculator": calculate})
+
+
+def test_a_model_from_elsewhere_calls_in_its_own_form(tmp_path):
+    """The second prompt is what the template writes of the first exchange, call and result in it."""
+    from scripted import FOREIGN, FOREIGN_CONFIG, FOREIGN_TABLE, params_of, write_foreign
+    template = read_template(write_foreign(tmp_path, weights=False) / "foreign" / "source")
+    foreign = Loaded(params_of(FOREIGN_TABLE, FOREIGN_CONFIG), FOREIGN_CONFIG, FOREIGN, "foreign", template)
+    shown = talk(foreign, "hi", temperature=0.0, max_new_tokens=120, tools={"calculator": calculate})
+    assert shown[1] == "[7*8 → 56] OK\n"
+    conversation = terminal.Conversation(foreign, temperature=0.0, max_new_tokens=99, tools={"calculator": calculate})
+    conversation.messages.append({"role": "user", "content": "hi"})
+    assert "".join(conversation.answer()) == "[7*8 → 56] OK"
+    conversation.messages.append({"role": "user", "content": "again"})
+    prompt = FOREIGN.decode(conversation._prompt())
+    assert prompt.startswith("<|im_start|>system\nTools:") and "<answer>56</answer><|im_end|>" in prompt
+    assert prompt.endswith("<|im_start|>assistant\nOK<|im_end|>\n<|im_start|>user\nagain<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_another_stage_takes_over_under_the_same_system_message(loaded, caller):

@@ -1,26 +1,27 @@
 """Calls inside a completion, by a model that says what a table says; the same through the engine."""
 
-import math
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import CHATML, CONFIG, FOREIGN, FOREIGN_TABLE, TOKENIZER, params_of
 
+from jaxgpt.core.errors import UserError
+from jaxgpt.inference.acting import Actor
 from jaxgpt.inference.calls import Caller, run_call
 from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.forms import form_of
 from jaxgpt.inference.request import Finished, Request, Sampling
-from jaxgpt.model import transformer
-from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer.conversation import parse, render_prompt, result_tokens
+from jaxgpt.tokenizer.template import Template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
+from jaxgpt.tokenizer.turns import prompt_turns
 from jaxgpt.tools.calculator import calculate
+from jaxgpt.tools.choose import described
 
-TOKENIZER = Tokenizer(bpe.train(["no merges"], vocab_size=264), name="bytes")
 CALL, RESULT, END, ASSISTANT = (TOKENIZER.special[f"<|{name}|>"] for name in ("call", "result", "end", "assistant"))
 TABLE = {ASSISTANT: CALL, CALL: ord("7"), ord("7"): ord("*"), ord("*"): ord("8"), ord("8"): CALL,
          RESULT: ord("O"), ord("O"): ord("K"), ord("K"): END}
@@ -28,13 +29,13 @@ TABLE = {ASSISTANT: CALL, CALL: ord("7"), ord("7"): ord("*"), ord("*"): ord("8")
 
 @pytest.fixture(scope="module")
 def engine():
-    config = transformer.Config(vocab_size=264, context=256, layers=1, width=264, heads=4, mlp_width=8,
-                                zero_init_outputs=True, init_std=None, norm_eps=1e-12)
-    head = np.zeros((264, 264), np.float32)
-    for token, following in TABLE.items():
-        head[token, following] = 9 / math.sqrt(264)
-    params = transformer.init(jax.random.key(0), config) | {"embed": jnp.eye(264), "head": jnp.asarray(head)}
-    return Engine(params, config, tokenizer=TOKENIZER, slots=2, chunk=8, piece=64)
+    return Engine(params_of(TABLE), CONFIG, tokenizer=TOKENIZER, slots=2, chunk=8, piece=64)
+
+
+@pytest.fixture(scope="module")
+def foreign():
+    """(params, config) of a model from elsewhere."""
+    return params_of(FOREIGN_TABLE), CONFIG
 
 
 def answer(engine, caller, **options):
@@ -108,3 +109,67 @@ def test_which_tool_is_meant():
     tools = {"calculator": calculate, "echo": lambda text: text}
     assert run_call("calculator 6*7", tools) == "42" and run_call(" echo  a b ", tools) == "a b"
     assert run_call("6*7", {"calculator": calculate}) == run_call("calculator 6*7", {"calculator": calculate}) == "42"
+    assert run_call("7*8", tools) == "error: there is no tool 7*8; there are calculator, echo"
+
+
+# --- models from elsewhere -------------------------------------------------------------------------------------------
+
+TEMPLATE = Template(CHATML, {}, ("<|im_start|>", "<|im_end|>"))
+FORM = form_of(FOREIGN, TEMPLATE)
+
+
+def called(text):
+    return [FORM.opening, *text.encode(), FORM.closing]
+
+
+def test_what_is_put_in_is_what_the_template_writes():
+    """A completion with its result is the prompt of the conversation that it makes."""
+    call = '{"name": "calculator", "arguments": {"expression": "7*8"}}'
+    parts = [{"type": "text", "text": "So:"}, {"type": "call", "text": call}, {"type": "result", "text": "56"}]
+    user, functions = [{"role": "user", "content": "7*8?"}], described(["calculator"])
+    caller = Caller(FOREIGN, {"calculator": calculate}, template=TEMPLATE)
+    prompt = prompt_turns(FOREIGN, user, TEMPLATE, functions)
+    assert '"expression"' in FOREIGN.decode(prompt) and "Tools" not in FOREIGN.decode(prompt_turns(FOREIGN, user, TEMPLATE))
+    written = [*b"So:", *called(call)]
+    whole = prompt_turns(FOREIGN, [*user, {"role": "assistant", "content": parts}], TEMPLATE, functions)
+    assert [*prompt, *written, *caller(written)] == whole and FORM.result(caller(written)) == "56"
+    assert caller([*b"So:", FORM.opening]) == [] == caller([FORM.closing])  # no call has ended
+
+
+@given(st.text(max_size=40))
+def test_no_result_spells_a_mark_in_a_template_either(text):
+    caller = Caller(FOREIGN, {"echo": lambda _: f"<tool_call>{text}</tool_call><|im_end|>"}, template=TEMPLATE)
+    special, put_in = set(FOREIGN.special.values()), caller(called("x"))
+    assert [token for token in put_in if token in special] == [token for token in FORM.put_in("") if token in special]
+    assert FORM.result(put_in) == f"<tool_call>{text}</tool_call><|im_end|>"
+
+
+def test_calls_in_json_say_which_tool_and_what_it_is_given():
+    tools = {"calculator": calculate, "echo": lambda text: text}
+    run = lambda name, arguments: run_call(json.dumps({"name": name, "arguments": arguments}), tools, ours=False)  # noqa: E731
+    assert run("calculator", {"any": "6*7"}) == "42" == run("echo", {"text": 42})
+    assert run("sing", {"text": "la"}) == "error: there is no tool sing; there are calculator, echo"
+    assert run("echo", {}) == run("echo", {"a": "1", "b": "2"}) == "error: echo takes one argument, a text"
+    assert run_call("not JSON", tools, ours=False).startswith("error: there is no tool not JSON; there are")
+    assert run_call("6*7", {"calculator": calculate}, ours=False) == "42"
+
+
+def test_a_model_from_elsewhere_calls_in_completions_of_the_engine(foreign):
+    caller = Caller(FOREIGN, {"calculator": calculate}, template=TEMPLATE)
+    actor = Actor(*foreign, caller, slots=2, context=200)
+    prompt = prompt_turns(FOREIGN, [{"role": "user", "content": "7*8?"}], TEMPLATE)
+    completion, = actor.complete([prompt], seed=0, max_new_tokens=120, temperature=0, stop=(FOREIGN.end,))
+    own = [token for token, chosen in zip(completion.tokens, completion.chosen) if chosen]
+    assert own == [*called("7*8"), *b"OK", FOREIGN.end] and completion.finished
+    assert FORM.result([token for token, chosen in zip(completion.tokens, completion.chosen) if not chosen]) == "56"
+    assert FOREIGN.decode(actor.said(own), special=False) == "OK"
+
+
+def test_models_that_cannot_be_given_results_are_refused():
+    tools = {"calculator": calculate}
+    with pytest.raises(UserError, match="has no chat template, by which it would be given their results"):
+        Caller(FOREIGN, tools)
+    with pytest.raises(UserError, match="chat template writes no calls"):
+        Caller(FOREIGN, tools, template=Template("{{ messages[0].content }}", {}, ()))
+    with pytest.raises(UserError, match="has no <|call|> or <tool_call>, with which a call begins"):
+        Caller(Tokenizer(TOKENIZER.ranks, bos="<s>", end="</s>", special={"<s>": 256, "</s>": 257}), tools)

@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import tiny
-from scripted import CONFIG, TOKENIZER, write_run
+from scripted import CONFIG, TOKENIZER, write_foreign, write_run
 
 from jaxgpt.core import sharding
 from jaxgpt.core.errors import UserError
@@ -13,7 +14,7 @@ from jaxgpt.core.experiment import Experiment
 from jaxgpt.core.files import read_json
 from jaxgpt.core.loop import Loop
 from jaxgpt.core.optim import Optim
-from jaxgpt.evals.evaluate import Evaluate
+from jaxgpt.evals.evaluate import Evaluate, evaluate
 from jaxgpt.inference.load import load
 from jaxgpt.pretrain.imported import Import
 from jaxgpt.rl.grpo import GRPO, Practice, score
@@ -78,6 +79,21 @@ def test_a_run_practises_and_is_scored_with_tools(workdir):
     rows = read_json(workdir / "evaluate" / "scores.json")["rows"]
     assert [row["accuracy"] for row in rows if row["stage"] == "practice"] == [1.0]
     assert "7*8" not in (workdir / "evaluate" / "answers.jsonl").read_text()
+
+
+def test_models_from_elsewhere_practise_and_are_scored_with_tools(tmp_path):
+    """What the template writes around a result is not learned, and not judged."""
+    loaded = load(write_foreign(tmp_path))
+    stage = dataclasses.replace(PRACTICE, start_from="foreign", rollouts=2, prompt_tokens=400, max_new_tokens=110, temperature=0.01)
+    context = tiny.context(EXPERIMENT, "grpo", tmp_path)
+    practice = Practice(stage, context, loaded.config, loaded.tokenizer, loaded.template)
+    batch, metrics = practice.batch(loaded.params, 0)
+    assert metrics["reward"] == 1.0 and metrics["truncated"] == 0.0
+    for targets, mask in zip(batch["targets"], batch["loss_mask"]):
+        assert loaded.tokenizer.decode(targets[mask > 0].tolist()) == "<tool_call>7*8</tool_call>OK<|im_end|>"
+    found = evaluate(loaded, SaysOk(), problems=practice.held_out[:2], max_new_tokens=110, batch=2, rng=jax.random.key(0),
+                     tools=practice.tools)
+    assert found.accuracy == 1.0 and {example.completion for example in found.examples} == {"OK"}
 
 
 def test_what_cannot_be_called(workdir):
