@@ -92,7 +92,8 @@ class Run:
 
     def _watch(self, tokens: Sequence[int]) -> tuple[()] | None:
         """Ends the answer behind a call that the client is to run."""
-        return () if self.model.form.split(tokens)[2] else None
+        _, calls, under_way = self.model.form.split(tokens)
+        return None if calls and not under_way else ()
 
     def _piece(self, answer: Answer, event) -> tuple[Piece, str | None]:
         if isinstance(event, Finished):

@@ -30,11 +30,13 @@ class Template:
       names: what it calls tokens: {"bos_token": "<s>"}.
       controls: the spellings that only the template may turn into tokens. Others that are tokens of their own
         ("<think>") are part of what a model says, and become tokens wherever they stand.
+      ends: tokens that end what the model generates, by its own settings.
     """
 
     source: str
     names: Mapping[str, str]
     controls: tuple[str, ...]
+    ends: tuple[int, ...] = ()
 
 
 def read_template(folder: str | Path) -> Template | None:
@@ -56,7 +58,18 @@ def read_template(folder: str | Path) -> Template | None:
     names = {name: value["content"] if isinstance(value, dict) else value for name, value in found.items()
              if name in ("bos_token", "eos_token", "unk_token", "pad_token") and value}
     added = read_json(folder / "tokenizer.json").get("added_tokens") or ()
-    return Template(source, names, tuple(token["content"] for token in added if token.get("special")))
+    return Template(source, names, tuple(token["content"] for token in added if token.get("special")), _ends(folder))
+
+
+def _ends(folder: Path) -> tuple[int, ...]:
+    """eos_token_id of generation_config.json: an id, or several."""
+    path = folder / "generation_config.json"
+    settings = read_json(path) if path.exists() else {}
+    found = settings.get("eos_token_id") if isinstance(settings, dict) else settings
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int and token >= 0 for token in ends):
+        raise UserError(f"{path}: eos_token_id is {found!r}, but should be the id of a token, or a list of some")
+    return tuple(ends)
 
 
 def render_template(template: Template, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *,

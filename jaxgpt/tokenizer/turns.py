@@ -117,8 +117,11 @@ def end_of_turn(tokenizer: Tokenizer, template: Template | None = None) -> int:
 
 
 def stop_tokens(tokenizer: Tokenizer, template: Template | None = None) -> tuple[int, ...]:
-    """The tokens that end an answer: the one that ends a text and, where there is another, the one that ends a turn."""
+    """The tokens that end an answer: the one that ends a text and, where there are others, the one that ends a turn and
+    those of the model's own settings."""
+    ends = {tokenizer.end, *(template.ends if template else ())}
     try:
-        return tuple({tokenizer.end, end_of_turn(tokenizer, template)})
+        ends.add(end_of_turn(tokenizer, template))
     except UserError:  # no such token, or a template that refuses the example: it then ends as a text does
-        return (tokenizer.end,)
+        pass
+    return tuple(sorted(ends))

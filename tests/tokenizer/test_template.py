@@ -1,6 +1,7 @@
 """Chat templates: the reference's tokens, and control tokens that a message spells stay text."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,6 +9,7 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.tokenizer import bpe, hf
 from jaxgpt.tokenizer.template import Template, read_template, render_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
+from jaxgpt.tokenizer.turns import stop_tokens
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<tool_call>", "</tool_call>"]
 HEADERS = """\
@@ -115,3 +117,16 @@ def test_refusals_are_sentences(folders, tmp_path):
         source = "{{ ''.__class__.__mro__ }}"
         render_template(Template(source, {}, ()), hf.read(folders["headers"]), TALK)
     assert read_template(tmp_path) is None
+
+
+def test_an_answer_ends_as_the_models_own_settings_say(folders, tmp_path):
+    folder = shutil.copytree(folders["headers"], tmp_path / "model")
+    tokenizer = hf.read(folder)
+    end, turn, other = (tokenizer.special[name] for name in ("</s>", "<|im_end|>", "<|im_start|>"))
+    assert set(stop_tokens(tokenizer, read_template(folder))) == {end, turn}
+    for found, more in ((other, {other}), ([turn, other], {other}), (None, set())):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": found}))
+        assert set(stop_tokens(tokenizer, read_template(folder))) == {end, turn} | more
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(UserError, match="generation_config.json: eos_token_id is '</s>', but should be the id of a token"):
+        read_template(folder)
