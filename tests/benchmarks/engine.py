@@ -36,12 +36,14 @@ class Ours:
         keep_freed_memory()
         self.config = dataclasses.replace(presets.gpt2("124M"), dtype=job["dtype"], **shape(job["smoke"]))
         self.params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), self.config)
+        self.context, self.prompt, self.tokens = (32, (2, 8), (2, 16)) if job["smoke"] else (256, (8, 120), (16, 128))
         self.engines = {}
 
     def engine(self, slots: int, chunk: int):
         from jaxgpt.inference.engine import Engine
         if (slots, chunk) not in self.engines:
-            self.engines[slots, chunk] = Engine(self.params, self.config, slots=slots, chunk=chunk, context=256)
+            self.engines[slots, chunk] = Engine(self.params, self.config, slots=slots, chunk=chunk,
+                                                context=self.context)
         return self.engines[slots, chunk]
 
     def draw(self, batch: int, prompt: int, tokens: int) -> int:
@@ -58,8 +60,8 @@ class Ours:
     def mixed(self, slots: int, count: int) -> int:
         from jaxgpt.inference.request import Request, Sampling
         rng = np.random.default_rng(1)
-        requests = [Request(tuple(rng.integers(0, self.config.vocab_size, rng.integers(8, 120)).tolist()),
-                            int(rng.integers(16, 128)), Sampling(temperature=0)) for _ in range(count)]
+        requests = [Request(tuple(rng.integers(0, self.config.vocab_size, rng.integers(*self.prompt)).tolist()),
+                            int(rng.integers(*self.tokens)), Sampling(temperature=0)) for _ in range(count)]
         engine = self.engine(slots, 16)
         engine.forget()
         return sum(len(outputs[0].tokens) for outputs in engine.run(requests))
