@@ -32,11 +32,11 @@ class Run:
       worker: that runs it.
       metrics: that count it.
       seconds: for all of it.
-      tools: {name: tool} that the server runs itself, where the client brings none.
+      tools: {name: tool} that the server runs itself, where `asked` lets it.
     """
 
     def __init__(self, asked: Asked, model: Model, worker: Worker, metrics: Metrics, seconds: float,
-                 tools: Mapping[str, Tool] = {}):
+                 tools: Mapping[str, Tool]):
         self.asked, self.model, self.worker, self.metrics, self.seconds = asked, model, worker, metrics, seconds
         self.tools = tools
         self.created, self.id = int(time.time()), secrets.token_hex(12)
@@ -83,7 +83,7 @@ class Run:
                                             (form.closing,))
         elif asked.shape:
             watch = {"mask": _constraint(asked.shape, tokenizer, self.model.config.vocab_size)}
-        elif self.tools and self.model.takes_results:
+        elif asked.served_tools:
             caller = Caller(tokenizer, self.tools, template=self.model.template, pool=self.worker.tools)
             watch = {"watch": caller.watch, "watcher": caller}
         return [Request(prompt, asked.max_tokens, Sampling(**options), n=asked.n, stop=stop,

@@ -112,6 +112,7 @@ class Asked:
       shape: what the answer has to be, None for any text.
       call: what the call has to be, where there must be one.
       tools: of functions that the client runs, {name: what its first argument is called}.
+      served_tools: whether the server's own tools may be called.
       ids: whether ids of tokens come beside their spellings.
     """
 
@@ -127,6 +128,7 @@ class Asked:
     shape: Automaton | None = None
     call: Automaton | None = None
     tools: dict[str, str] = dataclasses.field(default_factory=dict)
+    served_tools: bool = False
     ids: bool = False
 
 
@@ -178,14 +180,15 @@ def read_chat(body: Any, models, functions: Sequence[dict] = ()) -> Asked:
     if "max_tokens" in body and "max_completion_tokens" in body:
         raise ApiError(400, "max_tokens: give it or max_completion_tokens, not both", param="max_tokens")
     shape = _shape(body)
-    here = functions if shape is None and model.takes_results else ()
-    prompt = model.prompt(_messages(body["messages"]), tools or here)
+    served = not tools and shape is None and body.get("tool_choice") != "none" and model.takes_results
+    prompt = model.prompt(_messages(body["messages"]), functions if served else tools)
     fit(len(prompt), model.config.context, "messages", spare=1)
     limit = body.get("max_tokens", body.get("max_completion_tokens", model.config.context))
     return Asked(body["model"], [prompt], limit, body.get("n", 1), _sampling(body, model),
                  logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None, shape=shape,
                  call=_call(body, tools, model),
                  tools={tool["function"]["name"]: _first_argument(tool["function"]) for tool in tools},
+                 served_tools=served and bool(functions),
                  **_streaming(body))
 
 

@@ -63,15 +63,15 @@ class Server:
     async def chat(self, request):
         """POST /v1/chat/completions."""
         asked = protocol.read_chat(await body_of(request), self.models, self.functions)
-        return await self._answer(request, asked, completions.whole_chat, completions.streamed_chat, self.tools)
+        return await self._answer(request, asked, completions.whole_chat, completions.streamed_chat)
 
     async def complete(self, request):
         """POST /v1/completions."""
         asked = protocol.read_completion(await body_of(request), self.models)
         return await self._answer(request, asked, completions.whole_completion, completions.streamed_completion)
 
-    async def _answer(self, request, asked, whole, streamed, tools: Mapping[str, Tool] = {}):
-        run = completions.Run(asked, self.models.find(asked.model), self.worker, self.metrics, self.seconds, tools)
+    async def _answer(self, request, asked, whole, streamed):
+        run = completions.Run(asked, self.models.find(asked.model), self.worker, self.metrics, self.seconds, self.tools)
         self.worker.admit(len(run.answers))
         if asked.stream:
             return Streamed(completions.sse(streamed(run)), self.metrics)

@@ -141,6 +141,7 @@ def text_pieces(tokenizer: Tokenizer, came: Iterable[int | str], form: Form | No
             piece, inside = " → " if inside else "[", not inside
         else:
             piece = "" if one in special else decoder.decode(tokenizer.decode_bytes([one]))
+            piece = piece.replace("\n", "") if inside and not form.ours else piece  # between a mark and its JSON
         if piece:
             yield piece
     if rest := decoder.decode(b"", final=True):
@@ -163,7 +164,9 @@ def content_of(tokenizer: Tokenizer, came: Sequence[int | str], form: Form | Non
 
 def _plain(content: str | list[dict]) -> str:
     shown = {"text": "{}", "call": "[{} → ", "result": "{}] "}
-    return content if isinstance(content, str) else "".join(shown[part["type"]].format(part["text"]) for part in content)
+    if isinstance(content, str):
+        return content
+    return "".join(shown[part["type"]].format(part["text"].strip("\n" if part["type"] == "call" else "")) for part in content)
 
 
 def chat(loaded: Loaded, *, system: str | None = None, prompt: str | None = None, temperature: float = 0.0,
