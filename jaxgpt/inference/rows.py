@@ -150,16 +150,15 @@ class Rows:
         return 5 + len(kinds) * (len(spans[1]) * len(sizes) + len(spans[0]) * len(rows))
 
     def row_bucket(self, count: int) -> int:
-        """1, 2, 4, ... rows, or all of them: a program is compiled for each."""
-        return bucket(count, most=self.slots)
+        """1, 2, 4, 8, 12, 16, 24, 32, ... rows, or all of them: a program is compiled for each."""
+        return _three_quarters(count, bucket(count, most=self.slots), least=16)
 
     def _span(self, positions: int, least: int = 128) -> int:
         return bucket(positions, least=least, most=self.context)
 
     def _piece_bucket(self, length: int) -> int:
-        """8, 16, 32, 64, 96, 128, 192, 256, ..."""
-        size = bucket(length, least=8, most=self.piece)
-        return size * 3 // 4 if size >= 128 and length <= size * 3 // 4 else size
+        """8, 16, 32, 48, 64, 96, 128, 192, 256, ..."""
+        return _three_quarters(length, bucket(length, least=8, most=self.piece), least=64)
 
 
 def check_draft(config: transformer.Config, draft: transformer.Config, context: int, ahead: int) -> None:
@@ -180,6 +179,11 @@ def check_draft(config: transformer.Config, draft: transformer.Config, context: 
 def bucket(size: int, *, least: int = 1, most: int) -> int:
     """The smallest power of two that is at least `size` and `least`, but never more than `most`."""
     return min(1 << (max(size, least) - 1).bit_length(), most)
+
+
+def _three_quarters(size: int, bucket: int, least: int) -> int:
+    """That part of a bucket of `least` or more, where it is enough."""
+    return bucket * 3 // 4 if bucket >= least and size <= bucket * 3 // 4 else bucket
 
 
 @functools.lru_cache(maxsize=8)

@@ -104,6 +104,23 @@ def sample(rng: jax.Array, logits: jax.Array, *, temperature=1.0, top_k=None, to
     return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def greedy(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What `sample` gives at temperature 0, in a fraction of the time: the first of the largest logits.
+
+    Args:
+      logits: [B, V].
+
+    Returns:
+      tokens [B] int32; logprobs [B] float32.
+    """
+    V = check("B V", logits=logits)["V"]
+    logits = logits.astype(jnp.float32)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    # argmax is slow on a CPU; V - 1 where nothing is equal to anything, as of logits that are not numbers
+    tokens = jnp.min(jnp.where(logits == top, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
+    return tokens, top[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+
+
 def row_keys(rng: jax.Array, requests: jax.Array, positions: jax.Array) -> jax.Array:
     """A key for each row that is a function of (rng, the request's number, the position of the token it will draw).
 

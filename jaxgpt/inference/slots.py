@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgpt.inference.sampling import sample
+from jaxgpt.inference.sampling import greedy, sample
 from jaxgpt.model import transformer
 from jaxgpt.model.kv_cache import init_cache
 from jaxgpt.model.losses import selective_log_softmax
@@ -239,11 +239,14 @@ def _draw(part: Slots, logits, alternatives: int):
     s, positions, running = part.settings, part.positions + 1, part.running
     penalties = jnp.any((s.repetition != 1) | (s.presence != 0) | (s.frequency != 0))
     adjusted = lax.cond(penalties, penalised, lambda logits, *_: logits, logits, s, part.counts, part.seen) + s.bias
-    filters = jnp.any((s.temperature > 0) & ((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)))
+    warm = running & (s.temperature > 0)
+    filters = warm & ((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0))
     keys = jax.vmap(_key)(s.seed, s.sample, positions)
-    tokens, logprobs = lax.cond(
-        filters, lambda: sample(keys, adjusted, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, min_p=s.min_p),
-        lambda: sample(keys, adjusted, temperature=s.temperature))
+    options = {"top_k": s.top_k, "top_p": s.top_p, "min_p": s.min_p}
+    tokens, logprobs = lax.switch(
+        jnp.any(warm).astype(jnp.int32) + jnp.any(filters),
+        (lambda: greedy(adjusted), lambda: sample(keys, adjusted, temperature=s.temperature),
+         lambda: sample(keys, adjusted, temperature=s.temperature, **options)))
     if alternatives:
         own = jax.nn.log_softmax(logits, axis=-1)
         best, ids = lax.top_k(own, alternatives)

@@ -132,6 +132,15 @@ def test_greedy_takes_the_first_of_the_largest_and_reports_the_model():
     np.testing.assert_allclose(logprobs, jax.nn.log_softmax(logits)[jnp.arange(2), tokens], rtol=1e-6)
 
 
+def test_greedy_is_temperature_zero():
+    logits = jnp.round(jax.random.normal(jax.random.key(0), (64, 130)) * 2)  # many ties
+    logits = logits.at[:, ::3].set(-jnp.inf)
+    for ours, reference in zip(jax.jit(sampling.greedy)(logits),
+                               sampling.sample(jax.random.key(1), logits, temperature=0)):
+        np.testing.assert_allclose(ours, reference, rtol=1e-6)
+    assert int(sampling.greedy(jnp.full((1, 5), jnp.nan))[0][0]) == 4  # still a token
+
+
 def test_greedy_and_sampled_rows_in_one_batch():
     logits = jax.random.normal(jax.random.key(0), (6, 300))
     tokens, _ = sample(jax.random.key(1), logits, temperature=jnp.array([0, 1, 0, 2, 0, 1.0]))

@@ -16,6 +16,16 @@ def test_linear_is_the_matrix_product_with_or_without_leading_dimensions():
         layers.linear(x, w.T)
 
 
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (2,)])
+def test_a_single_row_times_a_large_matrix_is_the_same_product(rows):
+    x = jax.random.normal(jax.random.key(0), (*rows, 768))
+    w = jax.random.normal(jax.random.key(1), (768, 1024)) / 768 ** 0.5
+    ours, grad = jax.jit(layers.linear)(x, w), jax.grad(lambda w: jnp.sum(layers.linear(x, w) ** 2))(w)
+    y = np.asarray(x, np.float64).reshape(-1, 768) @ np.asarray(w, np.float64)
+    np.testing.assert_allclose(ours, y.reshape(*rows, 1024), atol=1e-5)
+    np.testing.assert_allclose(grad, np.asarray(x, np.float64).reshape(-1, 768).T @ (2 * y), rtol=1e-4, atol=1e-4)
+
+
 def test_rms_norm():  # rms of (3, 4) is √12.5
     np.testing.assert_allclose(layers.rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]), eps=0.0),
                                [3 / 12.5 ** 0.5, 8 / 12.5 ** 0.5], rtol=1e-6)

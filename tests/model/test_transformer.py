@@ -123,6 +123,16 @@ def test_soft_cap_bounds_the_logits(tokens):
     assert 1.5 < float(jnp.abs(out).max()) <= 2.0
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_of_few_positions_are_those_of_many(config, tied):
+    config = dataclasses.replace(config, tied=tied)
+    params = transformer.init(jax.random.key(0), config)
+    x = jax.random.normal(jax.random.key(1), (3, 100, config.width))  # more than 256 positions
+    many = transformer.unembed(params, x, config=config)
+    for part in ((0, 0), (slice(None), 0), (0, slice(1)), (slice(None), slice(5))):
+        np.testing.assert_allclose(transformer.unembed(params, x[part], config=config), many[part], atol=1e-5)
+
+
 def test_zero_init_outputs_start_as_the_identity(tokens):
     config = transformer.Config(vocab_size=61, context=32, layers=2, width=16, heads=2, zero_init_outputs=True)
     params = transformer.init(jax.random.key(0), config)
