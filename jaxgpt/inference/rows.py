@@ -181,9 +181,9 @@ def bucket(size: int, *, least: int = 1, most: int) -> int:
     return min(1 << (max(size, least) - 1).bit_length(), most)
 
 
-def _three_quarters(size: int, bucket: int, least: int) -> int:
-    """That part of a bucket of `least` or more, where it is enough."""
-    return bucket * 3 // 4 if bucket >= least and size <= bucket * 3 // 4 else bucket
+def _three_quarters(size: int, whole: int, least: int) -> int:
+    """Three quarters of a bucket of at least `least`, where they hold `size`; else the whole of it."""
+    return whole * 3 // 4 if whole >= least and size <= whole * 3 // 4 else whole
 
 
 @functools.lru_cache(maxsize=8)

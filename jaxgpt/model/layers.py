@@ -20,8 +20,8 @@ def linear(x: jax.Array, weight: jax.Array | Int8, bias: jax.Array | None = None
     """y = x W + b, on the last dimension, with W and b in the type of x.
 
     Leading dimensions are flattened first: XLA's CPU backend takes 1.4 to 1.7 times as long for a contraction over
-    [B, T] as for the same one over [B*T]. Where positions are split over devices they stay apart. There a single row
-    is multiplied by groups of the matrix's rows, each of which one core reads as it lies (experiments/LOG.md).
+    [B, T] as for the same one over [B*T]. Where positions are split over devices they stay apart. On a CPU a single
+    row is multiplied by groups of a large matrix's rows, each of which one core reads as it lies (experiments/LOG.md).
 
     Args:
       x: [..., D].
