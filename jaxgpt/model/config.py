@@ -1,4 +1,4 @@
-"""What a transformer is: its settings, in one frozen dataclass. Dimension key in `transformer.py`."""
+"""What a transformer is: its settings, in one frozen dataclass, and what follows from them. Dimension key in `transformer.py`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import dataclasses
 import math
 from typing import Literal
 
+import numpy as np
+
+from jaxgpt.model.layers import rope_frequencies, yarn_frequencies
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -96,6 +99,8 @@ class Config:
         projections start at 1 / √(2L) of the others, as in GPT-2.
       dtype: of activations and products; parameters are float32.
       attention: the kernel of training: "auto" (by platform), "splash", "ring", "cudnn" or "xla"; see `attention.py`.
+      kernels: of norms, GELU and the loss: "auto" takes ours on a GPU in 16 bits, where logits of the loss are then rounded to
+        them too, see `kernels.py`; "xla" leaves them to the compiler.
       remat: what the forward pass keeps of each layer besides its input, from most to least: "none" (everything),
         "dots", "names", "offload" (as names, in the host's memory), "full" (nothing); see `remat.py`.
       unroll: how many layers one turn of the loop over layers holds; `layers` leaves no loop.
@@ -135,6 +140,7 @@ class Config:
     zero_init_outputs: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "splash", "ring", "cudnn", "xla"] = "auto"
+    kernels: Literal["auto", "xla"] = "auto"
     remat: Literal["none", "full", "dots", "names", "offload"] = "none"
     unroll: int = 1
     loss_chunk: int | None = 1024
@@ -182,3 +188,16 @@ class Config:
     @property
     def F(self) -> int:
         return self.mlp_width or 4 * self.width
+
+
+def rope(config: Config) -> tuple[np.ndarray | None, float]:
+    """Frequencies of rotary positions where they are not those of θ, and what rotated queries and keys are scaled by."""
+    H, theta, scaling = config.H, config.rope_theta, config.rope_scaling
+    if scaling is None:
+        return None, 1.0
+    if isinstance(scaling, LinearScaling):
+        return (theta ** (-np.arange(0, H, 2) / H) / scaling.factor).astype(np.float32), 1.0
+    if isinstance(scaling, YarnScaling):
+        return yarn_frequencies(H, theta=theta, factor=scaling.factor, fast=scaling.fast, slow=scaling.slow,
+                                context=scaling.context, whole=scaling.whole), scaling.scale
+    return rope_frequencies(H, theta=theta, **dataclasses.asdict(scaling)), 1.0

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from jaxgpt.core.shapes import check
 from jaxgpt.core.sharding import on_shards
-from jaxgpt.model import experts, transformer
+from jaxgpt.model import experts, kernels, transformer
+from jaxgpt.model.layers import linear, soft_cap
 
 
 def selective_log_softmax(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -135,6 +136,8 @@ def summed_cross_entropy(params: Any, x: jax.Array, targets: jax.Array, weights:
     check({"B T D": {"x": x}, "B T": {"targets": targets, "weights": weights}})
 
     def chunk_sum(x, targets, weights, head):
+        if kernels.suit(x, config.kernels, config.vocab_size):
+            return kernels.cross_entropy(soft_cap(linear(x, head), config.logit_soft_cap), targets, weights)
         logits = transformer.unembed({"head": head}, x, config=dataclasses.replace(config, tied=False))
         logprobs, _ = selective_log_softmax(logits, targets)
         # where, not a product: a masked -inf must not become a nan

@@ -19,17 +19,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.core.shapes import check
 from jaxgpt.core.sharding import platform, shard
-from jaxgpt.model import experts, remat
+from jaxgpt.model import experts, kernels, remat
 from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention
-from jaxgpt.model.config import Config, LinearScaling, YarnScaling
+from jaxgpt.model.config import Config, rope
 from jaxgpt.model.kv_cache import Cache, read_cache, write_cache
-from jaxgpt.model.layers import (activate, layer_norm, linear, product, rms_norm, rope_frequencies, rotary, soft_cap,
-                                 yarn_frequencies)
+from jaxgpt.model.layers import activate, layer_norm, linear, product, rms_norm, rotary, soft_cap
 
 
 class Transformer(nn.Module):
@@ -66,7 +64,7 @@ class Transformer(nn.Module):
                 updated.append(slots)
                 seen.append(inside)
             cache, captured = tuple(updated), jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
-        x = _Norm(config, name="final_norm")(x)
+        _, x = _Norm(config, cache is not None, name="final_norm")(x)
         if not config.tied:
             std = 0.0 if config.zero_init_outputs else config.init_std or config.width ** -0.5
             self.param("head", _init(("embed", "vocab"), std), (config.width, config.vocab_size))
@@ -82,10 +80,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, positions, segment_ids, cache, which):
         captured = {}
-        attended, cache, weights = Attention(self.config, "attention" in self.capture, name="attention")(
-            _Norm(self.config, name="attention_norm")(x), positions, segment_ids, cache, which)
-        x = shard(x + attended, "batch", "seq", None)
-        h = _Norm(self.config, name="mlp_norm")(x)
+        forward_only = cache is not None
+        x, h = _Norm(self.config, forward_only, name="attention_norm")(x)
+        h, cache, weights = Attention(self.config, "attention" in self.capture, name="attention")(
+            h, positions, segment_ids, cache, which)
+        x, h = _Norm(self.config, forward_only, name="mlp_norm")(x, h)
         if self.config.experts is None:
             h = Mlp(self.config, name="mlp")(h)
         else:
@@ -111,14 +110,19 @@ class Attention(nn.Module):
         config = self.config
         N, K, H = config.heads, config.K, config.H
         B, T, _ = x.shape
-        q = _Linear(config, N * H, ("embed", "heads"), bias=config.qkv_bias, name="q")(x).reshape(B, T, N, H)
-        k = _Linear(config, K * H, ("embed", "kv_heads"), bias=config.qkv_bias, name="k")(x).reshape(B, T, K, H)
-        v = _Linear(config, K * H, ("embed", "kv_heads"), bias=config.qkv_bias, name="v")(x).reshape(B, T, K, H)
+        if self.has_variable("params", "qkv"):  # as `unstack` lays weights out
+            merged = self.get_variable("params", "qkv")
+            q, k, v = jnp.split(linear(x, **merged), [N * H, (N + K) * H], axis=-1)
+        else:
+            q = _Linear(config, N * H, ("embed", "heads"), bias=config.qkv_bias, name="q")(x)
+            k = _Linear(config, K * H, ("embed", "kv_heads"), bias=config.qkv_bias, name="k")(x)
+            v = _Linear(config, K * H, ("embed", "kv_heads"), bias=config.qkv_bias, name="v")(x)
+        q, k, v = q.reshape(B, T, N, H), k.reshape(B, T, K, H), v.reshape(B, T, K, H)
         if config.qk_norm:
             q = rms_norm(q, self._scale("q_norm"), eps=config.norm_eps)
             k = rms_norm(k, self._scale("k_norm"), eps=config.norm_eps)
         if config.position == "rotary":
-            frequencies, scale = _rope(config)
+            frequencies, scale = rope(config)
             q, k = (rotary(a, positions, theta=config.rope_theta, frequencies=frequencies, scale=scale) for a in (q, k))
         q = shard(q, "batch", "seq", "heads", None)
         k, v = (shard(a, "batch", "seq", "kv_heads", None) for a in (k, v))
@@ -152,12 +156,22 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         config = self.config
-        h = checkpoint_name(_Linear(config, config.F, ("embed", "mlp"), name="up")(x), "mlp_up")
         gate = None
-        if config.activation == "swiglu":
-            gate = checkpoint_name(_Linear(config, config.F, ("embed", "mlp"), name="gate")(x), "mlp_up")
-        h = shard(activate(config.activation, h, gate), "batch", "seq", "mlp")
-        return _Linear(config, config.width, ("mlp", "embed"), output=True, name="down")(h)
+        if self.has_variable("params", "up_gate"):  # as `unstack` lays weights out
+            h, gate = jnp.split(linear(x, **self.get_variable("params", "up_gate")), 2, axis=-1)
+        else:
+            h, bias = _Linear(config, config.F, ("embed", "mlp"), name="up")(x, bias_apart=True)
+            h = checkpoint_name(h, "mlp_up")
+            if config.activation == "swiglu":
+                gate = checkpoint_name(_Linear(config, config.F, ("embed", "mlp"), name="gate")(x), "mlp_up")
+            if "gelu" in config.activation and kernels.suit(h, config.kernels, config.F):
+                h = kernels.biased_gelu_of_tokens(h, bias, approximate=config.activation == "gelu_tanh")
+                return self._down(h)
+            h = h if bias is None else h + bias.astype(h.dtype)
+        return self._down(shard(activate(config.activation, h, gate), "batch", "seq", "mlp"))
+
+    def _down(self, h):
+        return _Linear(self.config, self.config.width, ("mlp", "embed"), output=True, name="down")(h)
 
 
 class Experts(nn.Module):
@@ -191,17 +205,17 @@ class _Linear(nn.Module):
     bias: bool | None = None  # as the config says where None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, bias_apart=False):
         config = self.config
         weight = self.param("weight", _init(self.axes, _std(config, x.shape[-1], self.output)),
                             (x.shape[-1], self.features))
         biased = config.bias if self.bias is None else self.bias
         bias = self.param("bias", _init((self.axes[1],), 0.0), (self.features,)) if biased else None
-        y = linear(x, weight, bias)
+        y = linear(x, weight, None if bias_apart else bias)
         if self.has_variable("params", "lora"):  # an adapter, see `lora.py`
             adapter = self.get_variable("params", "lora")
             y = y + linear(linear(x, adapter["a"]), adapter["b"])
-        return y
+        return (y, bias) if bias_apart else y
 
 
 class _Matrix(nn.Module):
@@ -219,15 +233,20 @@ class _Matrix(nn.Module):
 
 class _Norm(nn.Module):
     config: Config
+    forward_only: bool
 
     @nn.compact
-    def __call__(self, x):
-        config, D = self.config, x.shape[-1]
+    def __call__(self, x, added=None):
+        """(x + added, its norm)."""
+        config, D, centred = self.config, x.shape[-1], self.config.norm == "layernorm"
         scale = self.param("scale", _ones(("norm",)), (D,)) if config.norm_scale else None
-        if config.norm == "rmsnorm":
-            return rms_norm(x, scale, eps=config.norm_eps)
-        bias = self.param("bias", _init(("norm",), 0.0), (D,)) if config.bias else None
-        return layer_norm(x, scale, bias, eps=config.norm_eps)
+        bias = self.param("bias", _init(("norm",), 0.0), (D,)) if centred and config.bias else None
+        if kernels.suit(x, config.kernels, D, 1 if self.forward_only else kernels.ROWS):
+            return kernels.add_norm_of_tokens(x, added, scale, bias, centred=centred, eps=config.norm_eps)
+        x = x if added is None else shard(x + added, "batch", "seq", None)
+        if centred:
+            return x, layer_norm(x, scale, bias, eps=config.norm_eps)
+        return x, rms_norm(x, scale, eps=config.norm_eps)
 
 
 # --- the pure face ---------------------------------------------------------------------------------------------------
@@ -275,15 +294,6 @@ def hidden(params: Any, tokens: jax.Array, *, config: Config, positions: jax.Arr
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     model = Transformer(config, tuple(capture))
     return model.apply({"params": params}, tokens, positions, segment_ids, cache)
-
-
-def unstack(params: Any) -> Any:
-    """The parameters with a tree for each layer, as decoding reads them best: for `hidden` with a cache.
-
-    Cut out of the stack inside the program, a layer's weights are copied at every token.
-    """
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    return {**params, "layers": tuple(jax.tree.map(lambda leaf: leaf[i], params["layers"]) for i in range(count))}
 
 
 def unembed(params: Any, x: jax.Array, *, config: Config) -> jax.Array:
@@ -340,21 +350,9 @@ def _count(shapes, config, active):
 
 def _boxed(rng, config):
     tokens = jnp.zeros((1, 1), jnp.int32)
-    config = dataclasses.replace(config, attention="xla")  # a kernel may not take one position
+    # a kernel may not take one position, and one layer's program for all compiles in a fraction of the time
+    config = dataclasses.replace(config, attention="xla", unroll=1)
     return Transformer(config).init(rng, tokens, tokens, None, None)["params"]
-
-
-def _rope(config: Config) -> tuple[np.ndarray | None, float]:
-    """Frequencies of rotary positions where they are not those of θ, and what rotated queries and keys are scaled by."""
-    H, theta, scaling = config.H, config.rope_theta, config.rope_scaling
-    if scaling is None:
-        return None, 1.0
-    if isinstance(scaling, LinearScaling):
-        return (theta ** (-np.arange(0, H, 2) / H) / scaling.factor).astype(np.float32), 1.0
-    if isinstance(scaling, YarnScaling):
-        return yarn_frequencies(H, theta=theta, factor=scaling.factor, fast=scaling.fast, slow=scaling.slow,
-                                context=scaling.context, whole=scaling.whole), scaling.scale
-    return rope_frequencies(H, theta=theta, **dataclasses.asdict(scaling)), 1.0
 
 
 def _per_layer(config: Config) -> list[int | None]:

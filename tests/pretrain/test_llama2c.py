@@ -17,6 +17,7 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.inference.generate import generate
 from jaxgpt.inference.load import load
 from jaxgpt.model import hf, llama2c, presets, transformer
+from jaxgpt.model.config import LinearScaling
 from jaxgpt.pretrain import imported
 from jaxgpt.tokenizer import bpe
 from jaxgpt.tokenizer import hf as hf_tokenizer
@@ -150,7 +151,7 @@ def test_every_setting_of_a_model_is_compared():
     ({"norm_eps": 1e-6}, "norm_eps should be 1e-05, but is 1e-06"),
     ({"qkv_bias": True}, "qkv_bias should be False"), ({"windows": (8, None)}, "windows should be None"),
     ({"head_dim": 8}, "head_dim should be 16/4"), ({"experts": 4}, "experts should be None"),
-    ({"rope_scaling": transformer.LinearScaling(2.0)}, "rope_scaling should be None"),
+    ({"rope_scaling": LinearScaling(2.0)}, "rope_scaling should be None"),
 ])
 def test_what_it_cannot_say_is_named(change, words):
     assert "; ".join(llama2c.refusals(dataclasses.replace(CONFIG, **change))).startswith(words)
