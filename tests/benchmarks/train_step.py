@@ -32,7 +32,7 @@ SIZES = {"small": (12, 64), "124m": (4, 64), "1b": (1, 64), "smoke": (2, 8)}  # 
 ROUNDS = {"small": (25, 20), "124m": (20, 1), "1b": (5, 1), "smoke": (2, 2)}  # on a CPU: rounds, steps in each
 
 
-def config_of(size: str, length: int, dtype: str, peer: str):
+def config_of(size: str, length: int, dtype: str, peer: str, no_bias: bool = False):
     """Our model of that size."""
     from jaxgpt.model import presets, transformer
     if size == "1b":
@@ -43,6 +43,8 @@ def config_of(size: str, length: int, dtype: str, peer: str):
         layers, width = (4, 128) if size == "small" else (2, 32)
         config = transformer.Config(vocab_size=65, context=length, layers=layers, width=width, heads=4,
                                     position="learned", norm="layernorm", norm_eps=1e-5, activation="gelu", tied=True)
+    if no_bias:
+        config = dataclasses.replace(config, bias=False)
     if peer == "nanochat":
         config = dataclasses.replace(config, vocab_size=-(-config.vocab_size // 64) * 64, position="rotary",
                                      norm="rmsnorm", norm_scale=False, activation="relu2", qk_norm=True, bias=False,
@@ -69,13 +71,12 @@ class Ours:
         from jaxgpt.model import presets
         from jaxgpt.pretrain.programs import Pretrain
         keep_freed_memory()
-        config = config_of(job["size"], job["length"], job["dtype"], job["peer"])
+        config = config_of(job["size"], job["length"], job["dtype"], job["peer"], job["no_bias"])
         place = {"cpu": presets.on_cpu, "gpu": presets.on_gpu, "tpu": presets.on_tpu}[jax.default_backend()]
         config = dataclasses.replace(place(config), dtype=config.dtype)
-        if job["remat"]:
-            config = dataclasses.replace(config, remat=job["remat"])
-        if job["loss_chunk"]:
-            config = dataclasses.replace(config, loss_chunk=job["loss_chunk"])
+        for name in ("remat", "loss_chunk", "kernels", "activation"):
+            if job[name]:
+                config = dataclasses.replace(config, **{name: job[name]})
         optim = Optim(lr=RATE, schedule="constant", beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip_norm=CLIP)
         tokens = job["rows"] * job["length"]
         stage = Pretrain(model=config, optim=optim, tokens=1000 * tokens, batch=job["rows"], length=job["length"],
@@ -103,6 +104,15 @@ class Ours:
         for _ in range(count):
             self.state, metrics = self.trainable.step(self.state, (), self.batch)
         return float(metrics["loss"])
+
+    def by_kernel(self) -> None:
+        from by_kernel import print_kernels
+
+        def three() -> int:
+            self.steps(3)
+            return 3
+
+        print_kernels(three)
 
 
 class OnPyTorch:
@@ -145,7 +155,7 @@ def nanogpt(job: dict):
     import torch
     sys.path.insert(0, job["source"])
     from model import GPT, GPTConfig
-    config = config_of(job["size"], job["length"], "float32", "nanogpt")
+    config = config_of(job["size"], job["length"], "float32", "nanogpt", job["no_bias"])
     model = GPT(GPTConfig(block_size=config.context, vocab_size=config.vocab_size, n_layer=config.layers,
                           n_head=config.heads, n_embd=config.width, dropout=0.0, bias=config.bias))
     with np.load(job["params"]) as ours, torch.no_grad():
@@ -214,6 +224,8 @@ def measure(job: dict, sides: list[tuple[str, str, str]], rounds: int, block: in
             workers[0]("save", job["params"])
         losses[name] = [workers[-1]("steps", 1)["value"], workers[-1]("steps", 4)["value"]]
     seconds = {name: [s / block for s in values] for name, values in in_turns(workers, rounds, "steps", block).items()}
+    if job["by_kernel"]:
+        workers[0]("by_kernel")
     flops, peak = workers[0]("flops", job["rows"] * job["length"], job["length"])["value"]
     for worker in workers:
         worker.close()
@@ -244,6 +256,10 @@ def main() -> None:
     arguments.add_argument("--block", type=int, help="steps in a block")
     arguments.add_argument("--remat", choices=("none", "full", "dots", "names"), help="ours, on an accelerator")
     arguments.add_argument("--loss-chunk", type=int, help="ours: positions whose logits are in memory at once")
+    arguments.add_argument("--kernels", choices=("auto", "xla"), help="ours: of norms, GELU and the loss, on a GPU")
+    arguments.add_argument("--activation", choices=("gelu", "gelu_tanh"), help="ours, instead of the peer's")
+    arguments.add_argument("--no-bias", action="store_true", help="neither side has biases, as nanoGPT trains by default")
+    arguments.add_argument("--by-kernel", action="store_true", help="also what a step of ours spends in each kernel of a GPU")
     arguments.add_argument("--compile", action="store_true", help="torch.compile on a CPU too")
     given = arguments.parse_args()
 
@@ -269,7 +285,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             job = {"size": size, "rows": rows, "length": length, "peer": peer, "source": sources.get(peer),
                    "folder": temporary, "params": os.path.join(temporary, "params.npz"), "remat": given.remat,
-                   "loss_chunk": given.loss_chunk, "compile": accelerator or given.compile}
+                   **{name: getattr(given, name) for name in ("loss_chunk", "kernels", "activation", "no_bias", "by_kernel")},
+                   "compile": accelerator or given.compile}
             sides = [(f"jaxgpt {dtype}", "ours", dtype) for dtype in dtypes]
             sides += [(f"{peer} {dtype}", peer, dtype) for dtype in peer_dtypes if peer != "none"]
             measure(job, sides, given.rounds or rounds, given.block or block)
