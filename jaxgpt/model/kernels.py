@@ -102,33 +102,22 @@ cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _cross_entropy_kernel(logits, targets, weights, losses, grads):
-    """One row: from memory for its sum of exponentials, then from the cache for the gradient."""
+    """One row, three times over: from memory the first time, then from the cache."""
     row, V, bits = _program(0), logits.shape[-1], math.log2(math.e)
     target, weight = targets[row], weights[row]
-    chosen = bits * logits[row, target].astype(jnp.float32)
+    chosen = logits[row, target].astype(jnp.float32)
     block = min(BLOCK, _power_of_two(V))
     whole, rest = V // block, _power_of_two(V % block)
     last = _Part(row, whole * block, rest, V)
 
-    def add(part, most, total):
-        """Each column of a block has its own largest power of two and sum relative to it: blocks do not wait for each other."""
-        x = bits * part.read(logits)
-        larger, factor = x > most, jnp.exp2(-jnp.abs(x - most))
-        return jnp.maximum(most, x), jnp.where(larger, total * factor + 1, total + factor)
+    def fold(function, merge, over, zero):
+        """`over` all columns, of what `merge` makes of `function` of each block."""
+        add = lambda i, found: merge(found, function(_Part(row, i * block, block).read(logits)))  # noqa: E731
+        found = over(lax.fori_loop(0, whole, add, jnp.full(block, zero, jnp.float32)))
+        return merge(found, over(function(last.read(logits)))) if rest else found
 
-    def whole_of(most, total):
-        largest = jnp.max(most)
-        return largest, jnp.sum(total * jnp.exp2(most - largest))
-
-    def start(size):
-        return jnp.full(size, -1e30, jnp.float32), jnp.zeros(size, jnp.float32)
-
-    found = whole_of(*lax.fori_loop(0, whole, lambda i, sums: add(_Part(row, i * block, block), *sums), start(block)))
-    if rest:
-        other = whole_of(*add(last, *start(rest)))
-        largest = jnp.maximum(found[0], other[0])
-        found = largest, sum(total * jnp.exp2(most - largest) for most, total in (found, other))
-    total = found[0] + jnp.log2(found[1])
+    most = bits * fold(lambda x: x, jnp.maximum, jnp.max, -jnp.inf)
+    total = most + jnp.log2(fold(lambda x: jnp.exp2(bits * x - most), jnp.add, jnp.sum, 0.0))  # in powers of two
 
     def give(part):
         share = jnp.exp2(bits * part.read(logits) - total)
@@ -138,7 +127,7 @@ def _cross_entropy_kernel(logits, targets, weights, losses, grads):
     if rest:
         give(last)
     # where, not a product: a masked -inf must not become a nan
-    losses[row] = jnp.where(weight > 0, weight * (total - chosen) / bits, 0.0)
+    losses[row] = jnp.where(weight > 0, weight * (total / bits - chosen), 0.0)
 
 
 # --- norms -----------------------------------------------------------------------------------------------------------

@@ -130,7 +130,9 @@ def in_turns(workers: list[Worker], rounds: int, method: str, *arguments) -> dic
     for number in range(rounds):
         for worker in workers[::-1] if number % 2 else workers:
             seconds[worker.name].append(worker(method, *arguments)["seconds"])
-        print(f"\r{method}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+        # a run that is cut off has then said what it found
+        so_far = ", ".join(f"{name} {statistics.median(found):.4g} s" for name, found in seconds.items())
+        print(f"\r{method}: round {number + 1} of {rounds}, medians {so_far}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return seconds
 
