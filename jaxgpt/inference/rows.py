@@ -57,14 +57,15 @@ class Rows:
             cache = jax.tree.map(lambda a: sharding.shard(a, None, "kv_heads", None, None), made.cache)
             return made._replace(cache=cache)
 
-        self._merge = jax.default_backend() == "gpu" and (mesh is None or mesh.size == 1)
+        one_gpu = jax.default_backend() == "gpu" and (mesh is None or mesh.size == 1)
+        self._layout = "merged" if one_gpu else "columns" if jax.default_backend() == "cpu" else "plain"
         self._state, self._models = jax.jit(wrap(empty))(), ()
         self._run = on_device.programs(configs, chunk, ahead, wrap) if mesh else _programs(configs, chunk, ahead)
         self.update(models)
 
     def update(self, models: Sequence[Any]) -> None:
         """Takes other weights of the same shapes; without those of the draft, it stays as it is."""
-        laid_out = [_lay_out(params, merge=self._merge) for params in models]
+        laid_out = [_lay_out(params, layout=self._layout) for params in models]
         self._models = (*laid_out, *self._models[len(models):])
 
     # --- a row ---
@@ -195,4 +196,4 @@ def _programs(configs: Configs, chunk: int, ahead: int) -> dict[str, Any]:
     return on_device.programs(configs, chunk, ahead)
 
 
-_lay_out = jax.jit(unstack, static_argnames="merge")
+_lay_out = jax.jit(unstack, static_argnames="layout")

@@ -27,7 +27,7 @@ from jaxgpt.model import experts, kernels, remat
 from jaxgpt.model.attention import attention, attention_mask, pick_window, self_attention
 from jaxgpt.model.config import Config, rope
 from jaxgpt.model.kv_cache import Cache, read_cache, write_cache
-from jaxgpt.model.layers import activate, layer_norm, linear, product, rms_norm, rotary, soft_cap
+from jaxgpt.model.layers import activate, layer_norm, linear, rms_norm, rotary, soft_cap
 
 
 class Transformer(nn.Module):
@@ -207,11 +207,12 @@ class _Linear(nn.Module):
     @nn.compact
     def __call__(self, x, bias_apart=False):
         config = self.config
-        weight = self.param("weight", _init(self.axes, _std(config, x.shape[-1], self.output)),
-                            (x.shape[-1], self.features))
+        columns = self.has_variable("params", "columns")  # as `unstack` has it
+        weight = self.get_variable("params", "columns") if columns else self.param(
+            "weight", _init(self.axes, _std(config, x.shape[-1], self.output)), (x.shape[-1], self.features))
         biased = config.bias if self.bias is None else self.bias
         bias = self.param("bias", _init((self.axes[1],), 0.0), (self.features,)) if biased else None
-        y = linear(x, weight, None if bias_apart else bias)
+        y = linear(x, weight, None if bias_apart else bias, columns=columns)
         if self.has_variable("params", "lora"):  # an adapter, see `lora.py`
             adapter = self.get_variable("params", "lora")
             y = y + linear(linear(x, adapter["a"]), adapter["b"])
@@ -298,12 +299,8 @@ def hidden(params: Any, tokens: jax.Array, *, config: Config, positions: jax.Arr
 
 def unembed(params: Any, x: jax.Array, *, config: Config) -> jax.Array:
     """Logits of the next token: float32 [..., V] from x [..., D]."""
-    if config.tied and x.size <= 256 * config.width and platform() == "cpu":
-        # XLA's CPU backend is up to twice as fast with the embedding first; the barrier keeps it there (experiments/LOG.md)
-        logits = product("VD,AD->VA", params["embed"].astype(x.dtype), x.reshape(-1, config.width))
-        logits = jax.lax.optimization_barrier(logits).T.reshape(*x.shape[:-1], -1)
-    else:
-        logits = linear(x, head(params, config=config), dtype=jnp.float32)
+    columns = config.tied and platform() == "cpu"  # the embedding as it lies
+    logits = linear(x, params["embed"] if columns else head(params, config=config), dtype=jnp.float32, columns=columns)
     return soft_cap(logits, config.logit_soft_cap)
 
 

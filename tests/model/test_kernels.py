@@ -147,7 +147,7 @@ def test_devices_run_them_on_their_own_rows(as_on_a_gpu):
 
 def test_decoding_takes_the_norm_alone(as_on_a_gpu):
     config = small("llama")
-    params = unstack(transformer.init(jax.random.key(0), config), merge=True)
+    params = unstack(transformer.init(jax.random.key(0), config), layout="merged")
     tokens = positions = jnp.arange(5)[None]
 
     def logits(config):

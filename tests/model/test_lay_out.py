@@ -32,17 +32,21 @@ def logits(params, config):
 def test_merged_or_not(config, merged, eight_bits):
     params = transformer.init(jax.random.key(0), config)
     params = quantize(params) if eight_bits else params
-    laid_out = unstack(params, merge=True)
+    laid_out = unstack(params, layout="merged")
     assert len(laid_out["layers"]) == 2 and all(set(laid_out["layers"][0][part]) == names for part, names in merged.items())
     wanted = logits(unstack(params), config)
     np.testing.assert_allclose(logits(laid_out, config), wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(logits(params, config), wanted, rtol=1e-5, atol=1e-5)
+    columns = unstack(params, layout="columns")
+    assert set(columns["layers"][0]["attention"]["o"]) >= {"columns"} and "weight" not in columns["layers"][0]["attention"]["o"]
+    np.testing.assert_allclose(logits(columns, config), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_what_has_an_adapter_stays_apart():
     kind = lora.Lora(rank=2)
     adapter = jax.tree.map(lambda a: a + 0.1, lora.init(jax.random.key(1), LLAMA, kind))
     params = lora.attach(transformer.init(jax.random.key(0), LLAMA), adapter, kind)
-    laid_out = unstack(params, merge=True)
+    laid_out = unstack(params, layout="merged")
     assert set(laid_out["layers"][0]["attention"]) == {"q", "k", "v", "o"}
-    np.testing.assert_allclose(logits(laid_out, LLAMA), logits(params, LLAMA), rtol=1e-5, atol=1e-5)
+    for found in (laid_out, unstack(params, layout="columns")):
+        np.testing.assert_allclose(logits(found, LLAMA), logits(params, LLAMA), rtol=1e-5, atol=1e-5)

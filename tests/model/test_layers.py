@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.model import layers
+from jaxgpt.model.quantize import to_int8
 
 
 def test_linear_is_the_matrix_product_with_or_without_leading_dimensions():
@@ -24,6 +25,20 @@ def test_a_single_row_times_a_large_matrix_is_the_same_product(rows):
     y = np.asarray(x, np.float64).reshape(-1, 768) @ np.asarray(w, np.float64)
     np.testing.assert_allclose(ours, y.reshape(*rows, 1024), atol=1e-5)
     np.testing.assert_allclose(grad, np.asarray(x, np.float64).reshape(-1, 768).T @ (2 * y), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (2, 3), (300,)])
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16, "int8"])
+def test_a_weight_as_its_columns_gives_the_same(rows, kind):
+    x, w, b = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate([(*rows, 32), (32, 5), (5,)]))
+    x, w = (x, to_int8(w, axis=-2)) if kind == "int8" else (x.astype(kind), w)
+    close = {"rtol": 2e-2, "atol": 2e-2} if kind == jnp.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    for dtype in (None, jnp.float32):
+        ours, plain = layers.linear(x, w.T, b, dtype=dtype, columns=True), layers.linear(x, w, b, dtype=dtype)
+        assert (ours.shape, ours.dtype) == (plain.shape, plain.dtype)
+        np.testing.assert_allclose(ours.astype(jnp.float32), plain.astype(jnp.float32), **close)
+    with pytest.raises(ValueError, match="weight has shape"):
+        layers.linear(x, w, columns=True)
 
 
 def test_rms_norm():  # rms of (3, 4) is √12.5
