@@ -246,8 +246,9 @@ class Engine:
             self._mask(sample)
         limits = [self._limit(sample.request) for sample in drawing]
         left = [limit - len(sample.sequence) for limit, sample in zip(limits, drawing)]
-        # where others wait, about as long as the first to be ready; never longer than anybody needs
-        steps = 1 if masked else min(self.chunk, max(min(left), self.chunk // 4) if self._waiting else max(left))
+        # about until there is room for one who waits, or fewer rows to work on; never longer than anybody needs
+        until = min(left) if self._waiting else self._until_fewer(left)
+        steps = 1 if masked else min(self.chunk, max(left), max(until, self.chunk // 4))
         longest = max(min(len(sample.sequence) + steps, limit) for sample, limit in zip(drawing, limits))
         drawn, counts, passes = self._rows.draw(steps, max(sample.slot for sample in drawing) + 1, longest,
                                                 alternatives=self._wants_alternatives())
@@ -261,6 +262,11 @@ class Engine:
                 if self._samples[slot] is not sample:
                     break  # a stop string ended it, of which the device does not know
         return events
+
+    def _until_fewer(self, left: list[int]) -> int:
+        """Steps until rows end so that fewer are worked on."""
+        rows, left = self._rows.row_bucket(len(left)), sorted(left, reverse=True)
+        return left[max((count for count in range(1, len(left)) if self._rows.row_bucket(count) < rows), default=0)]
 
     def _close_up(self) -> None:
         """Moves rows to the front where fewer of them can then be worked on."""

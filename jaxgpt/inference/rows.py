@@ -114,7 +114,7 @@ class Rows:
         padded[:len(tokens)] = tokens
         self._state, drawn = self._run["prefill"](
             self._models, self._state, row, padded, np.int32(start), np.int32(len(tokens)), np.bool_(last),
-            span=self._span(start + len(tokens), least=256), alternatives=self.alternatives if alternatives else 0)
+            span=self._span(start + len(tokens)), alternatives=self.alternatives if alternatives else 0)
         return jax.device_get(drawn) if last else None
 
     def draw(self, steps: int, count: int, longest: int, *, alternatives: bool) -> tuple[Drawn, np.ndarray, np.ndarray]:
@@ -138,12 +138,13 @@ class Rows:
         """Compiles every program that can be needed; returns how many. To be called while no row is in use."""
         sizes = {self._piece_bucket(length) for length in range(1, self.piece + 1)}
         rows = {self.row_bucket(count) for count in range(1, self.slots + 1)}
-        spans = [{self._span(positions, least) for positions in range(1, self.context + 1)} for least in (128, 256)]
+        spans = {self._span(positions) for positions in range(1, self.context + 1)}
+        reads = [(span, size) for span, size in itertools.product(spans, sizes) if size <= span]
         kinds = (False, True) if alternatives else (False,)
         for kind in kinds:
-            for span, size in itertools.product(spans[1], sizes):
-                self.read(0, [0] * size, max(span - size, 0), last=True, alternatives=kind)
-            for span, count in itertools.product(spans[0], rows):
+            for span, size in reads:
+                self.read(0, [0] * size, span - size, last=True, alternatives=kind)
+            for span, count in itertools.product(spans, rows):
                 self.draw(0, count, span, alternatives=kind)
         # last, because the rows lie where the models do only once these have been at work
         for name in ("copy", "move"):
@@ -151,14 +152,14 @@ class Rows:
         self.admit(0, Request((0,), 1), 0, [0], 0)
         self.allow(0, Request((0,), 1), np.ones(self.vocab_size, bool))
         self.rest(0)
-        return 5 + len(kinds) * (len(spans[1]) * len(sizes) + len(spans[0]) * len(rows))
+        return 5 + len(kinds) * (len(reads) + len(spans) * len(rows))
 
     def row_bucket(self, count: int) -> int:
         """1, 2, 4, 8, 12, 16, 24, 32, ... rows, or all of them: a program is compiled for each."""
         return _three_quarters(count, bucket(count, most=self.slots), least=16)
 
-    def _span(self, positions: int, least: int = 128) -> int:
-        return bucket(positions, least=least, most=self.context)
+    def _span(self, positions: int) -> int:
+        return bucket(positions, least=128, most=self.context)
 
     def _piece_bucket(self, length: int) -> int:
         """8, 16, 32, 48, 64, 96, 128, 192, 256, ..."""

@@ -167,6 +167,16 @@ def test_what_begins_alike_is_read_once(engine):
     assert engine.tokens_read - before == 32 + 3
 
 
+def test_rows_are_drawn_until_fewer_of_them_go_on(params):
+    engine = Engine(params, CONFIG, slots=4, chunk=8, context=32)
+    for tokens in (3, 5, 9, 9):
+        engine.submit(Request((1, 2), tokens, GREEDY))
+    drawn = []
+    while not engine.idle:
+        drawn.append(len([event for event in engine.step() if isinstance(event, Token)]))
+    assert drawn == [4 + 2 + 3 * 4, 2 * 4]  # the first of each after its prompt; then four steps of all, and four of two
+
+
 @pytest.mark.slow
 def test_nothing_is_compiled_after_warming_up(params, tokenizer):
     engine = Engine(params, CONFIG, tokenizer=tokenizer, slots=3, chunk=4, piece=8, alternatives=2)
