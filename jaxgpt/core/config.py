@@ -233,7 +233,7 @@ def from_json(cls, value: dict):
 
 
 # How a thing is computed, not what it is, by class: such a field may change between a run and its resumption.
-HARDWARE = {"Config": ("attention", "remat", "unroll", "loss_chunk"), "Curate": ("runner", "workers"),
+HARDWARE = {"Config": ("attention", "kernels", "remat", "unroll", "loss_chunk"), "Curate": ("runner", "workers"),
             "Pretrain": ("workers",)}
 
 

@@ -171,12 +171,14 @@ def on_shards(function, *axes: tuple[str | None, ...], out_rank: int | None = No
 
 
 def mesh_axes(axis: str, size: int) -> tuple[str, ...]:
-    """The mesh axes that split a logical axis of that size now; () where it stays whole."""
+    """The mesh axes that split a logical axis of that size now, as `on_shards` has it; () where it stays whole."""
     found = _IN_FORCE.get()
     if found is None:
         return ()
     names = tuple(name for name in found[1].get(axis, ()) if found[0].shape[name] > 1)
-    return names if size % math.prod(found[0].shape[name] for name in names) == 0 else ()
+    while size % _count(found[0], names):
+        names = names[:-1]
+    return names
 
 
 def parts(axis: str, size: int) -> int:

@@ -1,4 +1,4 @@
-"""What a transformer is: its settings, in one frozen dataclass, and what follows from them. Dimension key in `transformer.py`."""
+"""What a transformer is: its settings, in one frozen dataclass. Dimension key in `transformer.py`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from jaxgpt.model.layers import rope_frequencies, yarn_frequencies
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:

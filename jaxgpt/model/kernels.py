@@ -30,7 +30,7 @@ def suit(x: jax.Array, choice: str, columns: int, multiple: int = ROWS) -> bool:
     Args:
       choice: `Config.kernels`.
       columns: of the widest array that a kernel is given; it indexes with 32 bits.
-      multiple: of how many rows a device has; 1 suits a norm whose gradient nobody asks for.
+      multiple: of how many rows a device has; 1 suits the loss, and a norm whose gradient nobody asks for.
     """
     rows = math.prod(size // parts(axis, size) for axis, size in zip(("batch", "seq"), x.shape[:-1]))
     return (choice == "auto" and platform() == "gpu" and x.dtype in (jnp.bfloat16, jnp.float16)
@@ -78,7 +78,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array, int
     Args:
       logits: [R, V].
       targets: int [R].
-      weights: float [R]; where 0 a target does not count, whatever its probability. They get no gradient.
+      weights: float [R], at least 0; where 0 a target does not count, whatever its probability. They get no gradient.
 
     Returns:
       float32 scalar, in nats.
@@ -95,7 +95,7 @@ def _cross_entropy_forward(logits, targets, weights, interpret):
 
 
 def _cross_entropy_backward(interpret, grads, grad):
-    return grads * grad.astype(grads.dtype), None, None
+    return (grads * grad).astype(grads.dtype), None, None
 
 
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
@@ -152,21 +152,22 @@ def _add_norm_forward(x, added, scale, bias, centred, eps, interpret):
     each, numbers = jax.ShapeDtypeStruct((R, D), x.dtype), jax.ShapeDtypeStruct((R,), jnp.float32)
     kernel = functools.partial(_add_norm_kernel, centred=centred, eps=eps, adds=added is not None, biased=bias is not None)
     given = [a for a in (x, added, scale, bias) if a is not None]
-    y, mean, inverse, *total = _call(kernel, (R,), _warps(D), interpret, [each, numbers, numbers, *[each] * (added is not None)],
-                                     )(*given)
+    outputs = [each, numbers, numbers, *[each] * (added is not None)]
+    y, mean, inverse, *total = _call(kernel, (R,), _warps(D), interpret, outputs)(*given)
     total = total[0] if total else x
-    return (total, y), (total, added is None, scale, bias, mean, inverse)
+    adds = None if added is None else ()  # of which a tree keeps the difference, as it does not that of True and False
+    return (total, y), (total, adds, scale, bias, mean, inverse)
 
 
 def _add_norm_backward(centred, eps, interpret, saved, grads):
-    total, alone, scale, bias, mean, inverse = saved
+    total, adds, scale, bias, mean, inverse = saved
     (R, D), count = total.shape, total.shape[0] // TURNS
     sums = jax.ShapeDtypeStruct((count, D), jnp.float32)
-    dx, *of_columns = _call(functools.partial(_add_norm_backward_kernel, centred=centred, biased=bias is not None), (count,),
-                            _warps(D), interpret, [jax.ShapeDtypeStruct((R, D), total.dtype), sums, *[sums] * (bias is not None)],
-                            )(total, scale, mean, inverse, *grads)
-    dscale, *dbias = (jnp.sum(a, axis=0).astype(scale.dtype) for a in of_columns)
-    return dx, None if alone else dx, dscale, dbias[0] if dbias else None
+    kernel = functools.partial(_add_norm_backward_kernel, centred=centred, biased=bias is not None)
+    outputs = [jax.ShapeDtypeStruct((R, D), total.dtype), sums, *[sums] * (bias is not None)]
+    dx, *of_columns = _call(kernel, (count,), _warps(D), interpret, outputs)(total, scale, mean, inverse, *grads)
+    dscale, *dbias = (jnp.sum(sums, axis=0).astype(of.dtype) for sums, of in zip(of_columns, (scale, bias)))
+    return dx, None if adds is None else dx, dscale, dbias[0] if dbias else None
 
 
 add_norm.defvjp(_add_norm_forward, _add_norm_backward)

@@ -15,9 +15,9 @@ def unstack(params: Any, *, layout: str = "plain") -> Any:
 
     Args:
       params: from `transformer.init`.
-      layout: "plain"; "columns", where matrices lie as their columns, by which products of up to 256 rows are faster on a CPU, see
-        `layers.linear`; or "merged", where the projections of one input are one matrix, "qkv" and "up_gate", which a GPU reads
-        faster than three and two.
+      layout: "plain"; "columns", where matrices lie as their columns, by which products of up to 256 rows are faster on a CPU,
+        see `layers.linear`; or "merged", where the projections of one input are one matrix, "qkv" and "up_gate", which a GPU
+        reads faster than three and two.
     """
     count = jax.tree.leaves(params["layers"])[0].shape[0]
     change = {"plain": lambda layer: layer, "columns": _by_columns, "merged": _merge}[layout]

@@ -23,8 +23,8 @@ ONLY = {"position": "rotary", "rope_theta": 10_000.0, "rope_scaling": None, "nor
         "logit_soft_cap": None, "experts": None}
 # What the header says, and settings that say nothing about what a trained model without experts computes.
 SAID = ("vocab_size", "context", "layers", "width", "heads", "kv_heads", "mlp_width", "tied")
-SILENT = ("init_std", "zero_init_outputs", "dtype", "attention", "kernels", "remat", "unroll", "loss_chunk", "experts_per_token",
-          "norm_topk", "capacity_factor", "balance_loss", "router_z_loss")
+SILENT = ("init_std", "zero_init_outputs", "dtype", "attention", "kernels", "remat", "unroll", "loss_chunk",
+          "experts_per_token", "norm_topk", "capacity_factor", "balance_loss", "router_z_loss")
 # Compared by what they come to: `qkv_bias` may be None, `windows` repeat, and `head_dim` is width / heads.
 DERIVED = ("qkv_bias", "windows", "head_dim")
 

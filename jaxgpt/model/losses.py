@@ -136,7 +136,7 @@ def summed_cross_entropy(params: Any, x: jax.Array, targets: jax.Array, weights:
     check({"B T D": {"x": x}, "B T": {"targets": targets, "weights": weights}})
 
     def chunk_sum(x, targets, weights, head):
-        if kernels.suit(x, config.kernels, config.vocab_size):
+        if kernels.suit(x, config.kernels, config.vocab_size, 1):
             return kernels.cross_entropy(soft_cap(linear(x, head), config.logit_soft_cap), targets, weights)
         logits = transformer.unembed({"head": head}, x, config=dataclasses.replace(config, tied=False))
         logprobs, _ = selective_log_softmax(logits, targets)

@@ -103,7 +103,7 @@ def test_json_with_an_unknown_field_is_refused():
 
 def test_choices_of_hardware_are_no_difference():
     saved = {"model": {"type": "Config", "width": 8, "remat": "none"}}
-    now = {"model": {"type": "Config", "width": 8, "remat": "full", "attention": "xla"}}
+    now = {"model": {"type": "Config", "width": 8, "remat": "full", "attention": "xla", "kernels": "xla"}}
     assert config.first_difference(saved, now) is None
     now["model"]["width"] = 16
     assert config.first_difference(saved, now) == "model.width is 8 there and 16 here"

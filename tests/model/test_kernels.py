@@ -122,9 +122,9 @@ def check_alike(grads, wanted):
         assert jnp.linalg.norm(a - b) < 0.03 * jnp.linalg.norm(b) + 1e-3 * whole
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_a_model_with_them_is_the_model_without(as_on_a_gpu, name):
-    config = small(name)
+@pytest.mark.parametrize("name, remat", [("gpt2", "none"), ("llama", "names")])
+def test_a_model_with_them_is_the_model_without(as_on_a_gpu, name, remat):
+    config = dataclasses.replace(small(name), remat=remat)
     params = transformer.init(jax.random.key(0), config)
     plain, plain_grads = value_and_grads(dataclasses.replace(config, kernels="xla"), params)
     assert not as_on_a_gpu
@@ -139,8 +139,11 @@ def test_devices_run_them_on_their_own_rows(as_on_a_gpu):
     """Rows and heads over 8 devices: the same loss and gradients, also of what every device has whole."""
     config = small("gpt2")
     params = transformer.init(jax.random.key(0), config)
-    mesh = sharding.make_mesh(sharding.Layout(data=2, fsdp=2, tensor=2))
-    (loss, grads), (alone, alone_grads) = value_and_grads(config, params, 16, mesh), value_and_grads(config, params, 16)
+    alone, alone_grads = value_and_grads(config, params, 16)
+    as_on_a_gpu.clear()
+    loss, grads = value_and_grads(config, params, 16, sharding.make_mesh(sharding.Layout(data=2, fsdp=2, tensor=2)))
+    assert as_on_a_gpu == {"_cross_entropy_kernel", "_add_norm_kernel", "_add_norm_backward_kernel", "_gelu_kernel",
+                           "_gelu_backward_kernel"}
     assert loss == pytest.approx(float(alone), abs=2e-3)
     check_alike(grads, alone_grads)
 
@@ -158,11 +161,20 @@ def test_decoding_takes_the_norm_alone(as_on_a_gpu):
     np.testing.assert_allclose(found, logits(dataclasses.replace(config, kernels="xla")), atol=0.05)
 
 
-@pytest.mark.parametrize("choice, dtype, rows", [("xla", jnp.bfloat16, 256), ("auto", jnp.float32, 256), ("auto", jnp.bfloat16, 255)])
+@pytest.mark.parametrize("choice, dtype, rows", [("xla", jnp.bfloat16, 256), ("auto", jnp.float32, 256),
+                                                 ("auto", jnp.bfloat16, 255)])
 def test_what_does_not_suit_them(as_on_a_gpu, choice, dtype, rows):
     assert kernels.suit(jnp.zeros((256, 8), jnp.bfloat16), "auto", columns=8)
     assert not kernels.suit(jnp.zeros((rows, 8), dtype), choice, columns=8)
     assert not kernels.suit(jnp.zeros((256, 8), jnp.bfloat16), "auto", columns=1 << 23)  # beyond 32 bits
+
+
+@pytest.mark.parametrize("B, T, suits", [(8, 256, True), (6, 128, False), (7, 256, True)])  # 256 a device, 3 * 128, all 7 * 256
+def test_rows_are_counted_as_devices_get_them(as_on_a_gpu, B, T, suits):
+    """Axes that do not divide a batch are left out from the last: 6 rows over 2 x 4 are 3 on each."""
+    mesh = sharding.make_mesh(sharding.Layout(data=2, fsdp=4))
+    with sharding.in_force(mesh, sharding.get_rules("fsdp")):
+        assert kernels.suit(jnp.zeros((B, T, 8), jnp.bfloat16), "auto", columns=8) == suits
 
 
 def test_no_kernel_on_a_cpu():
