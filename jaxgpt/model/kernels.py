@@ -8,6 +8,7 @@ any device, for tests. What they gain stands in experiments/LOG.md.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 
 import jax
@@ -34,7 +35,13 @@ def suit(x: jax.Array, choice: str, columns: int, multiple: int = ROWS) -> bool:
     """
     rows = math.prod(size // parts(axis, size) for axis, size in zip(("batch", "seq"), x.shape[:-1]))
     return (choice == "auto" and platform() == "gpu" and x.dtype in (jnp.bfloat16, jnp.float16)
-            and rows % multiple == 0 and rows * columns < 1 << 31)
+            and rows % multiple == 0 and rows * columns < 1 << 31 and _can_be_compiled())
+
+
+@functools.cache
+def _can_be_compiled() -> bool:
+    """Whether this JAX still has Pallas' way to Triton, which it says a later version will not; XLA then takes over."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
 # --- over the mesh ---------------------------------------------------------------------------------------------------

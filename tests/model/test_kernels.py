@@ -177,6 +177,13 @@ def test_rows_are_counted_as_devices_get_them(as_on_a_gpu, B, T, suits):
         assert kernels.suit(jnp.zeros((B, T, 8), jnp.bfloat16), "auto", columns=8) == suits
 
 
+def test_no_kernel_where_jax_cannot_compile_one(as_on_a_gpu, monkeypatch):
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    kernels._can_be_compiled.cache_clear()
+    assert not kernels.suit(jnp.zeros((256, 8), jnp.bfloat16), "auto", columns=8)
+    kernels._can_be_compiled.cache_clear()
+
+
 def test_no_kernel_on_a_cpu():
     assert not kernels.suit(jnp.zeros((256, 8), jnp.bfloat16), "auto", columns=8)
 
@@ -188,11 +195,11 @@ def test_they_can_be_lowered_for_a_gpu(monkeypatch, name):
     monkeypatch.setattr(kernels, "platform", lambda: "gpu")
     config = dataclasses.replace(small(name), attention="xla")
     params = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
-    traced = jax.jit(lambda params: value_and_grads(config, params)).trace(params)
     where = contextlib.nullcontext()
     if hasattr(jax.sharding, "AbstractDevice"):  # newer versions ask which GPU it is
         device = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
         where = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device))
     with where:
+        traced = jax.jit(lambda params: value_and_grads(config, params)).trace(params)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") >= 7
