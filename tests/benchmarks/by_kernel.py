@@ -20,11 +20,11 @@ def print_kernels(run: Callable[[], int], most: int = 30) -> None:
             steps = run()
         file = max(glob.glob(f"{folder}/**/*.xplane.pb", recursive=True))
         for plane in jax.profiler.ProfileData.from_file(file).planes:
-            # command buffers stand on a line of their own beside the streams that they ran in
-            lines = [line for line in plane.lines if "GPU" in plane.name and line.name.startswith("Stream")]
-            for event in max(([*line.events] for line in lines), key=len, default=[]):
-                found[event.name] += event.duration_ns
-                calls[event.name] += 1
+            for line in plane.lines:
+                if "GPU" in plane.name and line.name.startswith("Stream"):
+                    for event in line.events:
+                        found[event.name] += event.duration_ns
+                        calls[event.name] += 1
     print(f"\n{sum(found.values()) / steps / 1e6:.2f} ms of kernels a step\n")
     print(table(["ms a step", "calls", "us each", "kernel"],
                 [[f"{ns / steps / 1e6:.3f}", f"{calls[name] / steps:.1f}", f"{ns / calls[name] / 1e3:.1f}", name[:70]]
