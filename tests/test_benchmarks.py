@@ -18,7 +18,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_step", "decode_step", "loader", "tokenizer", "collectives", "curation", "engine",
-                                    "import_memory", "kernels"])
+                                    "import_memory", "kernels", "on_one_gpu"])
 def test_a_benchmark_runs_and_prints_its_table(script):
     done = run(f"{script}.py", "--smoke")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -33,6 +33,7 @@ def test_a_benchmark_runs_and_prints_its_table(script):
     ("tokenizer.py", ["--text", "no/such/file"], "--text no/such/file: no such file"),
     ("decode_step.py", ["--tokens", "1"], "--tokens 1: at least 2"),
     ("kernels.py", [], "the kernels run on a GPU, and here is none"),
+    ("on_one_gpu.py", [], "on_one_gpu.py measures on a GPU, and here is none"),
     ("curation.py", ["--data", "no/such/folder"], "--data no/such/folder: no text/peps.tar.gz in it"),
 ])
 def test_what_is_missing_is_one_sentence(script, arguments, says):
