@@ -152,6 +152,8 @@ def _add_serve(commands) -> None:
     serve.add_argument("--port", metavar="N", type=int, default=8000, help="0 takes a free one (default: 8000)")
     serve.add_argument("--api-key", metavar="KEY", help="what clients must send (default: $JAXGPT_API_KEY, or no key)")
     serve.add_argument("--slots", metavar="N", type=int, default=8, help="answers a model writes at once (default: 8)")
+    serve.add_argument("--context", metavar="N", type=int, help="most tokens of a prompt with its answer; each slot takes "
+                       "memory for so many (default: the model's context)")
     serve.add_argument("--max-waiting", metavar="N", type=int, default=256,
                        help="answers that wait for a slot; more are refused with status 429 (default: 256)")
     serve.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="of an answer (default: 600)")
@@ -284,7 +286,7 @@ def _serve(arguments) -> int:
                  key=arguments.api_key or os.environ.get("JAXGPT_API_KEY"), slots=arguments.slots,
                  max_waiting=arguments.max_waiting, seconds=arguments.timeout, tools=arguments.tools,
                  warm_up=not arguments.no_warm_up, int8=arguments.int8, int8_cache=arguments.int8_cache,
-                 draft=arguments.draft)
+                 draft=arguments.draft, context=arguments.context)
 
 
 def _sample(arguments) -> int:

@@ -37,23 +37,30 @@ class Model:
       source: the file that says what it is.
       read: reads it whole, which takes time.
       int8: whether to hold its matrices in eight bits.
+      context: most tokens of a prompt with its answer; the model's own where None.
+
+    Raises:
+      UserError: the model has no such context.
     """
 
     def __init__(self, name: str, config: Config, tokenizer: Tokenizer, template: Template | None, source: Path,
-                 read: Callable[[], Loaded], int8: bool = False):
+                 read: Callable[[], Loaded], int8: bool = False, context: int | None = None):
+        if context is not None and not 2 <= context <= config.context:
+            raise UserError(f"--context {context}: from 2 to {config.context}, the context of {name}")
+        self.context = config.context if context is None else context
         self.name, self.config, self.tokenizer, self.template = name, config, tokenizer, template
         self.created, self._read, self._int8 = int(source.stat().st_mtime), read, int8
 
     @classmethod
-    def of_stage(cls, workdir: Path, name: str, int8: bool = False) -> Model:
+    def of_stage(cls, workdir: Path, name: str, int8: bool = False, context: int | None = None) -> Model:
         """The model that a stage of a run trained; a UserError where there is none."""
         _, config, outputs = find(workdir, name)
         folder = workdir / name
         return cls(name, config, hf_tokenizer.load(folder / outputs["tokenizer"]), template_of(workdir, name),
-                   folder / "manifest.json", lambda: load(workdir, name), int8)
+                   folder / "manifest.json", lambda: load(workdir, name), int8, context)
 
     @classmethod
-    def of_folder(cls, folder: Path, int8: bool = False) -> Model:
+    def of_folder(cls, folder: Path, int8: bool = False, context: int | None = None) -> Model:
         """The model of a Hugging Face folder; a UserError where it is none."""
         _, config, _ = hf.check_folder(folder)
         tokenizer, template, name = hf_tokenizer.read(folder), read_template(folder), folder.resolve().name
@@ -62,7 +69,7 @@ class Model:
             mesh = make_mesh(Layout(data=1), jax.devices()[:1])
             params, *_ = hf.read_params(folder, mesh=mesh, rules=RULES["replicated"])
             return Loaded(params, config, tokenizer, name, template)
-        return cls(name, config, tokenizer, template, folder / "config.json", read, int8)
+        return cls(name, config, tokenizer, template, folder / "config.json", read, int8, context)
 
     @functools.cached_property
     def stops(self) -> tuple[int, ...]:
@@ -127,6 +134,7 @@ class Models:
       folder: the workdir of a run, or a folder with config.json, safetensors and tokenizer.json.
       names: of stages; all that trained a model where None.
       int8: whether to hold their matrices in eight bits.
+      context: of each; their own where None.
 
     Attributes:
       folder: the same.
@@ -137,12 +145,13 @@ class Models:
       UserError: there is no such run, stage or model.
     """
 
-    def __init__(self, folder: str | Path, names: Sequence[str] | None = None, *, int8: bool = False):
+    def __init__(self, folder: str | Path, names: Sequence[str] | None = None, *, int8: bool = False,
+                 context: int | None = None):
         self.folder = Path(folder)
         if (self.folder / "config.json").exists():
-            found = [Model.of_folder(self.folder, int8)]
+            found = [Model.of_folder(self.folder, int8, context)]
         else:
-            found = [Model.of_stage(self.folder, name, int8) for name in names or stages(self.folder)]
+            found = [Model.of_stage(self.folder, name, int8, context) for name in names or stages(self.folder)]
         self.models = {model.name: model for model in found}
         self.default = found[-1].name
 

@@ -140,7 +140,7 @@ def read_completion(body: Any, models) -> Asked:
     """
     body = _given(check(body, COMPLETION))
     model = models.find(body["model"])
-    tokenizer, context = model.tokenizer, model.config.context
+    tokenizer, context = model.tokenizer, model.context
     n, echo = body.get("n", 1), body.get("echo", False)
     if body.get("best_of", n) != n:
         raise ApiError(400, f"best_of: {body['best_of']} is not n, which is {n}", param="best_of")
@@ -182,8 +182,8 @@ def read_chat(body: Any, models, functions: Sequence[dict] = ()) -> Asked:
     shape = _shape(body)
     served = not tools and shape is None and body.get("tool_choice") != "none" and model.takes_results
     prompt = model.prompt(_messages(body["messages"]), functions if served else tools)
-    fit(len(prompt), model.config.context, "messages", spare=1)
-    limit = body.get("max_tokens", body.get("max_completion_tokens", model.config.context))
+    fit(len(prompt), model.context, "messages", spare=1)
+    limit = body.get("max_tokens", body.get("max_completion_tokens", model.context))
     return Asked(body["model"], [prompt], limit, body.get("n", 1), _sampling(body, model),
                  logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None, shape=shape,
                  call=_call(body, tools, model),

@@ -316,7 +316,7 @@ def _json(value, status: int = 200, headers=None):
 
 def _described(model: Model) -> dict:
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "jaxgpt",
-            "context": model.config.context, "layers": model.config.layers}
+            "context": model.context, "layers": model.config.layers}
 
 
 async def _left(receive) -> None:

@@ -26,7 +26,7 @@ AHEAD = 4  # tokens that a draft guesses
 def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "127.0.0.1", port: int = 8000,
           key: str | None = None, slots: int = 8, max_waiting: int = 256, seconds: float = 600.0,
           tools: str = "", warm_up: bool = True, int8: bool = False, int8_cache: bool = False,
-          draft: str | Path | None = None) -> int:
+          draft: str | Path | None = None, context: int | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C, then lets what is under way come to its end.
 
     Args:
@@ -41,6 +41,7 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
       warm_up: whether to compile before it listens to anybody, so that the first to ask does not wait for that.
       int8, int8_cache: whether weights, and keys and values, are held in eight bits.
       draft: where a small model is that guesses ahead for all of them, a workdir (its last stage) or a folder; or None.
+      context: most tokens of a prompt with its answer, for which each slot has memory; the model's where None.
 
     Returns:
       The exit status: 0 after SIGTERM, 130 after Ctrl-C.
@@ -55,7 +56,7 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
         raise UserError("jaxgpt serve needs starlette and uvicorn: pip install 'jaxgpt[serve]'") from error
     _check(port=(port, 0, 65535), slots=(slots, 1, 4096), max_waiting=(max_waiting, 0, 1 << 20),
            timeout=(seconds, 1, 86400))
-    models, helper, chosen = Models(folder, stages, int8=int8), None, choose(tools)
+    models, helper, chosen = Models(folder, stages, int8=int8, context=context), None, choose(tools)
     if chosen and not any(model.takes_results for model in models.models.values()):
         raise UserError(f"--tools {tools}: no model in {folder} has tokens for calls and their results, so none can call any; "
                         "leave it out")
@@ -63,7 +64,7 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
         drafts = Models(draft, int8=int8)
         helper = drafts.find(drafts.default)
         for model in models.models.values():
-            check_draft(model.config, helper.config, model.config.context, AHEAD)
+            check_draft(model.config, helper.config, model.context, AHEAD)
     make = functools.partial(_engine, slots=slots, cache_dtype="int8" if int8_cache else None, draft=helper)
     worker = Worker(make, most=slots + max_waiting)
     server = Server(models, worker, slots=slots, key=key, seconds=seconds, hosts=_names(host),
@@ -117,8 +118,8 @@ def _warm_up(worker: Worker, models: Models) -> None:
 
 def _engine(model: Model, slots: int, cache_dtype: str | None, draft: Model | None) -> Engine:
     loaded = model.loaded
-    return Engine(loaded.params, loaded.config, tokenizer=loaded.tokenizer, slots=slots, chunk=CHUNK, cache_dtype=cache_dtype,
-                  draft=(draft.loaded.params, draft.config) if draft else None, ahead=AHEAD)
+    return Engine(loaded.params, loaded.config, tokenizer=loaded.tokenizer, slots=slots, context=model.context, chunk=CHUNK,
+                  cache_dtype=cache_dtype, draft=(draft.loaded.params, draft.config) if draft else None, ahead=AHEAD)
 
 
 def _check(**options: tuple[float, float, float]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from scripted import ALPHABET, LIKELY, TOKENIZER, VOCAB, Server, write_foreign, write_run
 
 from jaxgpt.chat import serving
+from jaxgpt.chat.models import Models
 from jaxgpt.core.errors import UserError
 
 httpx = pytest.importorskip("httpx")
@@ -410,3 +411,17 @@ def test_schemathesis_finds_nothing(server, tmp_path):
          "--generation-deterministic", "--request-timeout", "60", "--suppress-health-check", "all"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_a_context_smaller_than_the_models(tmp_path):
+    run = write_run(tmp_path)
+    with pytest.raises(UserError, match="--context 1000: from 2 to 256, the context of base"):
+        Models(run, context=1000)
+    server = Server(run, "--context", "64")
+    try:
+        ask = lambda prompt: httpx.post(f"{server.url}/v1/completions", timeout=60, json={  # noqa: E731
+            "model": "base", "prompt": prompt, "max_tokens": 200})
+        assert ask("a").json()["usage"]["total_tokens"] == 64
+        assert ask("a" * 80).status_code == 400 and "context is 64" in ask("a" * 80).json()["error"]["message"]
+    finally:
+        server.stop()
