@@ -125,7 +125,7 @@ def loss_and_gradient(config, layout=None):
     segments = (jnp.arange(128) // 50)[None] + jnp.zeros((2, 1), jnp.int32)
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": jnp.ones((2, 128)),
              "segment_ids": segments}
-    params = transformer.init(jax.random.key(0), config)
+    params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), config)
 
     def run(params):
         with on(layout):

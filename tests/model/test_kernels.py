@@ -122,10 +122,11 @@ def check_alike(grads, wanted):
         assert jnp.linalg.norm(a - b) < 0.03 * jnp.linalg.norm(b) + 1e-3 * whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, remat", [("gpt2", "none"), ("llama", "names")])
 def test_a_model_with_them_is_the_model_without(as_on_a_gpu, name, remat):
     config = dataclasses.replace(small(name), remat=remat)
-    params = transformer.init(jax.random.key(0), config)
+    params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), config)
     plain, plain_grads = value_and_grads(dataclasses.replace(config, kernels="xla"), params)
     assert not as_on_a_gpu
     loss, grads = value_and_grads(config, params)
@@ -135,10 +136,11 @@ def test_a_model_with_them_is_the_model_without(as_on_a_gpu, name, remat):
     check_alike(grads, plain_grads)
 
 
+@pytest.mark.slow
 def test_devices_run_them_on_their_own_rows(as_on_a_gpu):
     """Rows and heads over 8 devices: the same loss and gradients, also of what every device has whole."""
     config = small("gpt2")
-    params = transformer.init(jax.random.key(0), config)
+    params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), config)
     alone, alone_grads = value_and_grads(config, params, 16)
     as_on_a_gpu.clear()
     loss, grads = value_and_grads(config, params, 16, sharding.make_mesh(sharding.Layout(data=2, fsdp=2, tensor=2)))

@@ -30,7 +30,7 @@ def logits(params, config):
 ])
 @pytest.mark.parametrize("eight_bits", [False, True])
 def test_merged_or_not(config, merged, eight_bits):
-    params = transformer.init(jax.random.key(0), config)
+    params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), config)
     params = quantize(params) if eight_bits else params
     laid_out = unstack(params, layout="merged")
     assert len(laid_out["layers"]) == 2 and all(set(laid_out["layers"][0][part]) == names for part, names in merged.items())

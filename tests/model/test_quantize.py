@@ -78,6 +78,7 @@ def test_an_int8_cache_holds_keys_and_values_to_half_a_step():
     assert not found[0, 3:].any() and not found[1, :5].any() and not found[1, 7].any()
 
 
+@pytest.mark.slow
 def test_the_engine_takes_both(model):
     """Eight-bit weights give the tokens of the numbers they stand for; of an eight-bit cache they stay near."""
     params, config = model

@@ -111,7 +111,7 @@ def test_sharded_is_single(config, tokens, rules, layout):
 
 def test_windows_limit_what_a_layer_sees(tokens):
     config = transformer.Config(vocab_size=61, context=32, layers=1, width=16, heads=2, windows=(3,), init_std=0.3)
-    params = transformer.init(jax.random.key(0), config)
+    params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), config)
     before, after = (logits(params, t, config) for t in (tokens, tokens.at[:, 4].add(1)))
     changed = jnp.abs(before - after).max(axis=(0, 2)) > 0
     np.testing.assert_array_equal(jnp.flatnonzero(changed), [4, 5, 6])
@@ -126,7 +126,7 @@ def test_soft_cap_bounds_the_logits(tokens):
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_of_few_positions_are_those_of_many(config, tied):
     config = dataclasses.replace(config, tied=tied)
-    params = transformer.init(jax.random.key(0), config)
+    params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), config)
     x = jax.random.normal(jax.random.key(1), (3, 100, config.width))  # more than 256 positions
     many = transformer.unembed(params, x, config=config)
     for part in ((0, 0), (slice(None), 0), (0, slice(1)), (slice(None), slice(5))):
@@ -135,7 +135,7 @@ def test_logits_of_few_positions_are_those_of_many(config, tied):
 
 def test_zero_init_outputs_start_as_the_identity(tokens):
     config = transformer.Config(vocab_size=61, context=32, layers=2, width=16, heads=2, zero_init_outputs=True)
-    params = transformer.init(jax.random.key(0), config)
+    params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), config)
     aux = jax.jit(lambda p: transformer.hidden(p, tokens, config=config, capture=("hidden",))[2])(params)
     np.testing.assert_array_equal(aux["hidden"][0], aux["hidden"][1])
     np.testing.assert_array_equal(aux["hidden"][0], params["embed"][tokens])
@@ -149,7 +149,7 @@ def test_capture_shows_the_inside(params, config, tokens):
 
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters(tokens):
     config = transformer.Config(vocab_size=61, context=32, layers=2, width=32, heads=2, dtype="bfloat16", init_std=0.1)
-    params = transformer.init(jax.random.key(0), config)
+    params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), config)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     x, _, _ = transformer.hidden(params, tokens, config=config)
     out = logits(params, tokens, config)

@@ -44,6 +44,7 @@ def workdir(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("scripted"))
 
 
+@pytest.mark.slow
 def test_results_are_read_and_not_learned(workdir):
     context = tiny.context(EXPERIMENT, "grpo", workdir)
     practice, params = Practice(PRACTICE, context, CONFIG, TOKENIZER), load(workdir, "practice").params
@@ -81,6 +82,7 @@ def test_a_run_practises_and_is_scored_with_tools(workdir):
     assert "7*8" not in (workdir / "evaluate" / "answers.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_models_from_elsewhere_practise_and_are_scored_with_tools(tmp_path):
     """What the template writes around a result is not learned, and not judged."""
     loaded = load(write_foreign(tmp_path))
