@@ -89,6 +89,20 @@ def test_others_go_on_while_a_tool_runs(engine):
     assert "".join(event.text for event in events) == "56OK"
 
 
+def test_a_stop_token_that_is_watched_ends_where_nothing_is_put_in(engine):
+    """As where the end of a turn may be that of a call."""
+    def ended(watcher, limit=40):
+        request = Request((RESULT,), limit, Sampling(temperature=0), stop_tokens=(END,), watch=(END,), watcher=watcher)
+        (output,), = engine.run([request])
+        return output.text, output.finished.reason, output.finished.stopped_by
+    assert ended(lambda tokens: [RESULT] * (len(tokens) < 8)) == ("OKOKOK", "stop", END)
+    assert ended(lambda tokens: ()) == ended(lambda tokens: (), limit=3) == ("OK", "stop", END)
+    assert ended(lambda tokens: [RESULT], limit=3) == ended(lambda tokens: [RESULT], limit=4) == ("OK", "length", None)
+    assert ended(lambda tokens: None) == ("OK", "watcher", None)
+    with ThreadPoolExecutor() as pool:
+        assert ended(lambda tokens: pool.submit(lambda: [RESULT] * (len(tokens) < 8))) == ("OKOKOK", "stop", END)
+
+
 def test_calls_beyond_the_budget_are_answered_by_an_error():
     caller = Caller(TOKENIZER, {"calculator": calculate}, budget=1)
     one = [CALL, ord("1"), CALL]
