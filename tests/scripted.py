@@ -68,6 +68,27 @@ FOREIGN_CONFIG = dataclasses.replace(CONFIG, context=1024)  # room for what it i
 FOREIGN_TABLE = {ord("\n"): 258, 258: ord("7"), ord("7"): ord("*"), ord("*"): ord("8"), ord("8"): 259,
                  ord(":"): ord("O"), ord("O"): ord("K"), ord("K"): 257}
 
+# One of Llama's: a call is a whole turn. Tokens of its own hold the JSON around 7*8, which a table could not tell apart.
+HEADERS = """\
+{%- macro header(role) %}<|start_header_id|>{{ role }}<|end_header_id|>{% endmacro %}
+{%- if tools %}{{ header('system') }}
+Tools:{% for tool in tools %} {{ tool | tojson }}{% endfor %}<|eot_id|>{% endif %}
+{%- for message in messages %}
+{{- header('ipython' if message.role == 'tool' else message.role) + '\n' }}
+{%- if message.tool_calls %}
+{%- if message.tool_calls | length > 1 %}{{ raise_exception('one call in a turn') }}{% endif %}
+{%- set call = message.tool_calls[0].function %}
+{{- '{"name": "' + call.name + '", "parameters": ' + call.arguments | tojson + '}' }}
+{%- else %}{{ message.content | tojson if message.role == 'tool' else message.content }}{% endif %}<|eot_id|>
+{%- endfor %}
+{%- if add_generation_prompt %}{{ header('assistant') + (':' if messages[-1].role == 'tool' else '\n') }}{% endif %}"""
+BEFORE, BEHIND, OTHER = b'{"name": "calculator", "parameters": {"expression": "', b'"}}', b'{"answer": "'
+LLAMA = Tokenizer({**TOKENIZER.ranks, BEFORE: 261, BEHIND: 262, OTHER: 263}, name="llama", bos="<|start_header_id|>",
+                  end="<|eot_id|>", special={"<|start_header_id|>": 256, "<|end_header_id|>": 257, "<|eot_id|>": 258,
+                                             "<|eom_id|>": 259, "<|python_tag|>": 260})
+LLAMA_TABLE = {ord("\n"): 261, 260: 261, 261: ord("7"), ord("7"): ord("*"), ord("*"): ord("8"), ord("8"): 262, 262: 258,
+               ord(":"): ord("O"), ord("O"): ord("K"), ord("K"): 258, 263: ord("7")}
+
 
 def write_run(workdir: Path, *, weights: bool = True) -> Path:
     """A run with a stage for each table; without weights, it can be asked but not answer."""
@@ -80,14 +101,28 @@ def write_foreign(workdir: Path, *, weights: bool = True) -> Path:
     """A run whose one model came from elsewhere, with a chat template."""
     folder = workdir / "foreign"
     _write_stage(folder, FOREIGN_TABLE, FOREIGN, FOREIGN_CONFIG, 0, weights=weights, folder="source")
-    hf.write(FOREIGN, folder / "source")
-    path = folder / "source" / "tokenizer.json"
+    _write_template(folder / "source", FOREIGN, CHATML)
+    return workdir
+
+
+def write_llama(workdir: Path, *, weights: bool = True) -> Path:
+    """The same of Llama's form."""
+    folder = workdir / "llama"
+    _write_stage(folder, LLAMA_TABLE, LLAMA, FOREIGN_CONFIG, 0, weights=weights, folder="source")
+    _write_template(folder / "source", Tokenizer(TOKENIZER.ranks, name="llama", special=LLAMA.special, end="<|eot_id|>",
+                                                 bos="<|start_header_id|>"), HEADERS)
+    write_json(folder / "source" / "generation_config.json", {"eos_token_id": [258, 259]})
+    return workdir
+
+
+def _write_template(folder: Path, tokenizer: Tokenizer, template: str) -> None:
+    hf.write(tokenizer, folder)
+    path = folder / "tokenizer.json"
     found = json.loads(path.read_text())
     for token in found["added_tokens"]:
         token["special"] = "tool" not in token["content"]
     path.write_text(json.dumps(found))
-    (folder / "source" / "chat_template.jinja").write_text(CHATML)
-    return workdir
+    (folder / "chat_template.jinja").write_text(template)
 
 
 def _write_stage(stage: Path, table: dict[int, int], tokenizer: Tokenizer, config: transformer.Config, number: int,

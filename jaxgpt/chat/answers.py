@@ -6,7 +6,7 @@ import codecs
 import dataclasses
 from collections.abc import Sequence
 
-from jaxgpt.inference.forms import Form
+from jaxgpt.inference.forms import Form, Turn
 from jaxgpt.inference.progress import begun, first_stop
 from jaxgpt.tokenizer.conversation import MARKS
 from jaxgpt.tokenizer.tokenizer import Tokenizer
@@ -37,12 +37,19 @@ class Piece:
     entries: list[Entry] = dataclasses.field(default_factory=list)
     calls: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)
 
+    def add(self, piece: Piece) -> Piece:
+        """Takes up what came behind it; returns itself."""
+        self.text += piece.text
+        self.entries += piece.entries
+        self.calls += piece.calls
+        return self
+
 
 class Answer:
     """One answer as it comes.
 
     A piece of text waits while it could be the beginning of a stop string, or of a character; at a stop string the
-    answer ends before it.
+    answer ends before it. Where a call is a whole turn, a turn waits while it could be one.
 
     Args:
       tokenizer: of the model.
@@ -59,10 +66,11 @@ class Answer:
         self.tokenizer, self.stops, self.form = tokenizer, tuple(stops), form
         self.stopped, self.count = False, 0
         self._marks = {tokenizer.special.get(mark): kind for kind, mark in MARKS.items()}
-        self._marks |= {form.opening: "call", form.closing: "call"} if form else {}
+        self._marks |= {form.opening: "call", form.closing: "call"} if form and form.opening is not None else {}
         self._hidden = set(tokenizer.special.values())
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._inside, self._inner, self._call = None, b"", None  # of a call or a result
+        self._turn = Turn(form)
         self._put_in: list[int] = []  # a result, as the template of a model from elsewhere writes it
         self._held, self._sent, self._waiting, self.offset = "", 0, [], 0
 
@@ -74,8 +82,12 @@ class Answer:
             self._put_in.append(token)
             return Piece()
         piece = self._result()
-        rest = self._fed(token, logprob, top)
-        return Piece(rest.text, rest.entries, piece.calls + rest.calls)
+        known, call = self._turn.feed(token, logprob, top)
+        for one in known:
+            piece.add(self._fed(*one))
+        if call is not None:
+            self._call = self.tokenizer.decode(call)
+        return piece
 
     def _fed(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> Piece:
         if token in self._marks:
@@ -94,11 +106,12 @@ class Answer:
         """What is left when no token follows."""
         piece = self._result() if self._put_in else Piece(calls=[(self._call, None)] if self._call is not None else [])
         self._call = None
+        for one in self._turn.end():
+            piece.add(self._fed(*one))
         if self.stopped:
             return piece
         self._held += self._decoder.decode(b"", final=True)
-        rest = self._release(final=True)
-        return Piece(rest.text, rest.entries, piece.calls)
+        return piece.add(self._release(final=True))
 
     def _result(self) -> Piece:
         """The call to which a result was put in, with it."""

@@ -40,7 +40,8 @@ class Run:
         self.asked, self.model, self.worker, self.metrics, self.seconds = asked, model, worker, metrics, seconds
         self.tools = tools
         self.created, self.id = int(time.time()), secrets.token_hex(12)
-        self.answers = [Answer(model.tokenizer, asked.sampling["stop"], model.form)
+        self.form = model.form and model.form.offering(asked.tools or (tools if asked.served_tools else ()))
+        self.answers = [Answer(model.tokenizer, asked.sampling["stop"], self.form)
                         for _ in asked.prompts for _ in range(asked.n)]
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece, str | None]]:
@@ -75,11 +76,12 @@ class Run:
         asked, tokenizer = self.asked, self.model.tokenizer
         options = dict(asked.sampling)
         stop = tuple(options.pop("stop"))
-        watch, form = {}, self.model.form
+        watch, form = {}, self.form
         if asked.tools and form:
-            watch = {"watch": (form.closing,), "watcher": self._watch}
+            watch = {"watch": form.closings, "watcher": self._watch}
             if asked.call:
-                watch["mask"] = _constraint(asked.call, tokenizer, self.model.config.vocab_size, (form.opening,),
+                opening = () if form.opening is None else (form.opening,)
+                watch["mask"] = _constraint(asked.call, tokenizer, self.model.config.vocab_size, opening,
                                             (form.closing,))
         elif asked.shape:
             watch = {"mask": _constraint(asked.shape, tokenizer, self.model.config.vocab_size)}
@@ -92,8 +94,8 @@ class Run:
 
     def _watch(self, tokens: Sequence[int]) -> tuple[()] | None:
         """Ends the answer behind a call that the client is to run."""
-        _, calls, under_way = self.model.form.split(tokens)
-        return None if calls and not under_way else ()
+        _, _, ended = self.form.split(tokens)
+        return None if ended else ()
 
     def _piece(self, answer: Answer, event) -> tuple[Piece, str | None]:
         if isinstance(event, Finished):
@@ -139,9 +141,7 @@ async def whole_chat(run: Run) -> dict:
     pieces, reasons = [Piece() for _ in run.answers], [None] * len(run.answers)
     async with contextlib.aclosing(run.pieces()) as found:
         async for place, piece, reason in found:
-            pieces[place].text += piece.text
-            pieces[place].entries += piece.entries
-            pieces[place].calls += piece.calls
+            pieces[place].add(piece)
             reasons[place] = reason
     choices = []
     for i, (piece, reason) in enumerate(zip(pieces, reasons)):

@@ -289,7 +289,7 @@ def _call(body: dict, tools: list[dict], model) -> Automaton | None:
         schema = {"type": "object", **(function.get("parameters") or {"properties": {}})}
         _compiled(schema, f"tools[{i}].function.parameters")
         functions.append([function["name"], schema])
-    return call_shape(json.dumps(functions), model.form.ours)
+    return call_shape(json.dumps(functions), model.form.spelling)
 
 
 def _compiled(schema: dict, where: str) -> Automaton:

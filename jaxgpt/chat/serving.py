@@ -58,7 +58,7 @@ def serve(folder: str | Path, *, stages: list[str] | None = None, host: str = "1
            timeout=(seconds, 1, 86400))
     models, helper, chosen = Models(folder, stages, int8=int8, context=context), None, choose(tools)
     if chosen and not any(model.takes_results for model in models.models.values()):
-        raise UserError(f"--tools {tools}: no model in {folder} has tokens for calls and their results, so none can call any; "
+        raise UserError(f"--tools {tools}: no model in {folder} knows calls and their results, so none can call any; "
                         "leave it out")
     if draft is not None:
         drafts = Models(draft, int8=int8)

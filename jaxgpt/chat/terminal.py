@@ -16,7 +16,7 @@ import jax
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.files import write_text
 from jaxgpt.inference.calls import Caller, Tool
-from jaxgpt.inference.forms import Form
+from jaxgpt.inference.forms import Form, Turn
 from jaxgpt.inference.generate import sampling_options, stream
 from jaxgpt.inference.load import Loaded
 from jaxgpt.tokenizer.conversation import Message
@@ -106,7 +106,8 @@ class Conversation:
     def _tokens(self, request: int) -> Iterator[int | str]:
         """The tokens of an answer, and the results of its calls as texts."""
         loaded, completion, prompt = self.loaded, [], self._prompt()
-        stop = (*stop_tokens(loaded.tokenizer, loaded.template), *(self.caller.watch if self.caller else ()))
+        ends = stop_tokens(loaded.tokenizer, loaded.template)
+        stop = (*ends, *(self.caller.watch if self.caller else ()))
         while (left := min(self.max_new_tokens, loaded.config.context - len(prompt)) - len(completion)) > 0:
             for token in stream(loaded.params, loaded.config, [*prompt, *completion], rng=self.rng, request=request,
                                 max_new_tokens=left, stop=stop, **self.options):
@@ -117,6 +118,8 @@ class Conversation:
             if put_in := self.caller(completion):
                 completion += put_in
                 yield self.caller.form.result(put_in)
+            elif completion[-1] in ends:
+                return
 
     def transcript(self) -> str:
         """The conversation as text, a paragraph a message."""
@@ -132,20 +135,37 @@ def text_pieces(tokenizer: Tokenizer, came: Iterable[int | str], form: Form | No
     Special tokens give no text. With the form of its calls, a call and its result, a text among the tokens, stand in
     brackets: [17*3 → 51]. Bytes that no character can begin or end with become U+FFFD.
     """
-    special, inside = set(tokenizer.special.values()), False
+    special, inside, marked = set(tokenizer.special.values()), False, form is not None and form.opening is not None
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for one in came:
+    for one in _known(tokenizer, came, form):
         if isinstance(one, str):
-            piece = one + "] "
-        elif form and one == (form.closing if inside else form.opening):
+            piece = one
+        elif marked and one == (form.closing if inside else form.opening):
             piece, inside = " → " if inside else "[", not inside
         else:
             piece = "" if one in special else decoder.decode(tokenizer.decode_bytes([one]))
             piece = piece.replace("\n", "") if inside and not form.ours else piece  # between a mark and its JSON
-        if piece:
+        if piece or one == "":
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest
+
+
+def _known(tokenizer: Tokenizer, came: Iterable[int | str], form: Form | None) -> Iterator[int | str]:
+    """The same once it is known whether a turn is a call; such calls, and results, are texts as they are shown. A text of
+    nothing comes meanwhile, so that who shows them can stop."""
+    turn = Turn(form)
+    for one in came:
+        if isinstance(one, str):
+            yield one + "] "
+            continue
+        known, call = turn.feed(one)
+        yield from (token for token, in known)
+        if call is not None:
+            yield f"[{tokenizer.decode(call).strip()} → "
+        elif not known:
+            yield ""
+    yield from (token for token, in turn.end())
 
 
 def content_of(tokenizer: Tokenizer, came: Sequence[int | str], form: Form | None = None) -> str | list[dict]:

@@ -111,7 +111,7 @@ def evaluate(
       each: called after a batch with its size: for progress, or to stop.
 
     Raises:
-      UserError: no problems, or tools for a model that has no token for calls.
+      UserError: no problems, or tools for a model that knows no calls.
     """
     if not problems:
         raise UserError(f"task '{task.name}' has no problems to evaluate on; ask for at least one")
@@ -185,8 +185,8 @@ class Evaluate(Stage):
       max_new_tokens: an answer is cut there.
       batch: problems answered at once.
       temperature: of the answers; 0 is greedy.
-      tools: what the models may call in their answers to the tasks, such as "calculator,python"; those without a token
-        for calls are scored without.
+      tools: what the models may call in their answers to the tasks, such as "calculator,python"; those that know no calls
+        are scored without.
       calls: in an answer, at most.
       leak: a text to look for where it does not belong.
       prompts: put to every stage as a user's message, for samples side by side.

@@ -1,4 +1,4 @@
-"""Tool calls inside a completion: the model writes a call between two marks, and the result is put in behind it.
+"""Tool calls inside a completion: the model writes a call, mostly between two marks, and the result is put in behind it.
 
     … <|call|>17*3<|call|><|result|>51<|result|> It is 51.
 
@@ -35,7 +35,7 @@ class Caller:
       pool: where tools run, so that what asks need not wait; here and now where None.
 
     Raises:
-      UserError: the model has no tokens for calls, or no template that would give it results.
+      UserError: the model knows no calls, or has no template that would give it results.
     """
 
     def __init__(self, tokenizer: Tokenizer, tools: Mapping[str, Tool], *, template: Template | None = None, budget: int = 8,
@@ -44,15 +44,15 @@ class Caller:
         form = form_of(tokenizer, template)
         if form is None:
             raise UserError("tools: the model's tokenizer has no " + " or ".join(opening for opening, _ in MARKS) +
-                            ", with which a call begins, so it cannot call any")
+                            ", with which a call begins, and no chat template writes one as a turn, so it cannot call any")
         form.put_in("")  # refuses now what it cannot write
-        self.form, self.watch = form, (form.closing,)
+        self.form, self.watch = form.offering(self.tools), form.closings
 
     def __call__(self, tokens: Sequence[int]) -> list[int] | Future:
         """The tokens to put in behind a completion so far: none where no call has just ended, else its result, or with a
         pool the Future of it."""
-        _, calls, under_way = self.form.split(tokens)
-        if under_way or not calls:
+        _, calls, ended = self.form.split(tokens)
+        if not ended:
             return []
         if len(calls) > self.budget:
             return self.form.put_in(f"error: at most {self.budget} calls are answered; answer without")

@@ -287,15 +287,15 @@ class Engine:
             alternatives=tuple(alternatives)[:request.alternatives])]
         if sample.text.stopped_by is not None:
             return [*events, self._finish(sample, "stop", sample.text.stopped_by)]
-        if token in request.stop_tokens:
-            return [*events, self._finish(sample, "stop", token)]
-        if self._limit(request) == len(sample.sequence):
-            return [*events, self._finish(sample, "length")]
-        if token in request.watch:
+        if token in request.watch:  # before it stops: the end of a turn may be that of a call
             said = request.watcher(sample.completion)
             if not isinstance(said, concurrent.futures.Future):
                 return events + self._put_in(sample, said)
             sample.awaits = said
+        elif token in request.stop_tokens:
+            events.append(self._finish(sample, "stop", token))
+        elif self._limit(request) == len(sample.sequence):
+            events.append(self._finish(sample, "length"))
         return events
 
     def _heard(self, sample: _Sample) -> list[Token | Finished]:
@@ -307,6 +307,8 @@ class Engine:
         """What a watcher said joins its completion."""
         if put_in is None:
             return [self._finish(sample, "watcher")]
+        if not put_in and (token := sample.sequence[-1]) in sample.request.stop_tokens:
+            return [self._finish(sample, "stop", token)]
         room = self._limit(sample.request) - len(sample.sequence)
         events: list[Token | Finished] = [self._append(sample, int(forced), logprob=0.0, model_logprob=0.0, forced=True)
                                           for forced in put_in[:room]]

@@ -65,7 +65,7 @@ class Request:
       mask: tokens of the completion so far -> bool [V]: which may come next, such as a `constraint.Constraint`.
       watch, watcher: after a token of `watch` the watcher is given the completion's tokens so far. It returns tokens that
         are put in (the result of a tool call), () to go on, None to stop there, or a Future of one of these, for which
-        this completion waits while the others go on.
+        this completion waits while the others go on. A stop token that is watched ends it only where the answer is ().
     """
 
     prompt: Sequence[int]

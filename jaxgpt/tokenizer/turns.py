@@ -87,6 +87,8 @@ def _with_turns_for_results(messages: Sequence[Message]) -> list[dict]:
 def _function(call: str) -> dict | None:
     """What is called, where the call is written as it should be."""
     found = json_object(call)
+    if found and "arguments" not in found and "parameters" in found:  # as some models call them
+        found["arguments"] = found.pop("parameters")
     return found if found and isinstance(found.get("name"), str) and "arguments" in found else None
 
 

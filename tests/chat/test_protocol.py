@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from scripted import CONTEXT, FOREIGN, SPECIAL, TOKENIZER, VOCAB, write_foreign, write_run
+from scripted import CONTEXT, FOREIGN, LLAMA, SPECIAL, TOKENIZER, VOCAB, write_foreign, write_llama, write_run
 
 from jaxgpt.chat import openapi, protocol, schema
 from jaxgpt.chat.answers import Answer
@@ -128,6 +128,33 @@ def test_models_from_elsewhere_are_told_of_the_servers_tools_where_they_may_call
     assert prompt.count(FOREIGN.end) == 3  # what a tool says is text
 
 
+@pytest.fixture(scope="module")
+def llamas(tmp_path_factory):
+    """The models of a run whose one calls by whole turns."""
+    return Models(write_llama(tmp_path_factory.mktemp("llama"), weights=False))
+
+
+ADD = {"type": "function", "function": {"name": "add", "parameters": {
+    "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}}
+ADDS = b'{"name": "add", "parameters": {"a": 1}}'
+
+
+def test_calls_that_are_whole_turns_are_written_and_asked_for(llamas):
+    model = llamas.find("llama")
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c1", "content": "<|eot_id|>"}]
+    ask = lambda **more: protocol.read_chat({"model": "llama", "messages": messages, **more}, llamas, described(["x"]))  # noqa: E731
+    prompt = ask(tools=[ADD]).prompts[0]
+    ending = ADDS.decode() + '<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n"<|eot_id|>"<|eot_id|>' \
+                             "<|start_header_id|>assistant<|end_header_id|>:"
+    assert LLAMA.decode(prompt).endswith(ending) and prompt.count(LLAMA.end) == 4  # what a tool says is text
+    assert model.takes_results and ask().served_tools and not ask(tool_choice="none").served_tools
+    asked = ask(tools=[ADD], tool_choice="required")
+    mask = Constraint(asked.call, LLAMA, vocab_size=VOCAB, end=(model.form.closing,))
+    assert mask([]).nonzero()[0].tolist() == [ord("{")] and mask([*ADDS]).nonzero()[0].tolist() == [LLAMA.end]
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 def fed(answer, tokens):
@@ -174,10 +201,39 @@ def test_calls_of_models_from_elsewhere_are_calls():
     texts, rest, calls = fed(Answer(qwen, form=form_of(qwen)), [*b"so:", 302, *inside, 303])
     assert "".join(texts) + rest == "so:" and read_call(calls[0][0], {"add": "a", "mul": "b"}) == ("add", {"a": 1})
     shape = call_shape(json.dumps([["add", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}]]),
-                       False)
+                       form_of(qwen).spelling)
     assert shape.complete(shape.read(shape.start, inside)) and not form_of(qwen).ours
     mask = Constraint(shape, qwen, vocab_size=304, opening=(302,), end=(303,))
     assert mask([])[302] and mask([302, *inside])[303] and mask([302, *inside]).sum() == 1
+
+
+def test_a_turn_is_a_call_or_comes_as_text(llamas):
+    form, eot, tag = llamas.find("llama").form.offering(["add"]), LLAMA.end, LLAMA.special["<|python_tag|>"]
+    joined = lambda found: ("".join(found[0]) + found[1], found[2])  # noqa: E731
+    for begun in ((), (tag,), (tag, 10)):
+        texts, rest, calls = fed(Answer(LLAMA, form=form), [*begun, *ADDS, eot])
+        assert not any(texts) and not rest and read_call(calls[0][0], {"add": "a", "mul": "b"}) == ("add", {"a": 1})
+    for text in (b'{"a": 1}', ADDS + b" it is", ADDS.replace(b"add", b"sub"), b"{", b"\n", "\n é".encode()):
+        assert joined(fed(Answer(LLAMA, form=form), [tag, *text, eot])) == (text.decode(), [])
+        assert joined(fed(Answer(LLAMA, form=form), text)) == (text.decode(), [])
+    assert fed(Answer(LLAMA, form=form), b"ab{") == (["a", "b", "{"], "", [])  # it waits at the beginning alone
+    assert joined(fed(Answer(LLAMA, form=llamas.find("llama").form), [*ADDS, eot])) == (ADDS.decode(), [])  # nothing offered
+    assert joined(fed(Answer(LLAMA, ["1"], form), [*ADDS, 1])) == (ADDS.decode().partition("1")[0], [])
+    answer = Answer(LLAMA, form=form)
+    assert not any(answer.feed(token, -1.0).entries for token in b'{"a"')
+    assert [(entry.token, entry.offset, entry.logprob) for entry in answer.end().entries] == [
+        (token, at, -1.0) for at, token in enumerate(b'{"a"')]
+
+
+def test_a_call_that_is_a_turn_comes_with_its_result(llamas):
+    form = llamas.find("llama").form.offering(["add"])
+    answer, pieces = Answer(LLAMA, form=form), []
+    for _ in range(2):
+        pieces += [answer.feed(token) for token in [*ADDS, LLAMA.end]]
+        pieces += [answer.feed(token, forced=True) for token in form.put_in('"5"\n')]
+    pieces += [answer.feed(token) for token in [*b"OK", LLAMA.end]] + [answer.end()]
+    assert "".join(piece.text for piece in pieces) == "OK"
+    assert sum((piece.calls for piece in pieces), []) == [(ADDS.decode(), '"5"\n')] * 2
 
 
 # --- what it says of itself ------------------------------------------------------------------------------------------

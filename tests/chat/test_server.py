@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from scripted import ALPHABET, LIKELY, TOKENIZER, VOCAB, Server, write_foreign, write_run
+from scripted import ALPHABET, LIKELY, TOKENIZER, VOCAB, Server, write_foreign, write_llama, write_run
 
 from jaxgpt.chat import serving
 from jaxgpt.chat.models import Models
@@ -171,8 +171,49 @@ def test_tools_of_the_server_are_run_for_a_model_from_elsewhere(tmp_path):
     finally:
         assert server.stop() == 0
     (tmp_path / "foreign" / "source" / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    with pytest.raises(UserError, match="no model in .* has tokens for calls and their results"):
+    with pytest.raises(UserError, match="no model in .* knows calls and their results"):
         serving.serve(tmp_path, tools="calculator")
+
+
+@pytest.mark.slow
+def test_turns_of_llamas_form_are_calls_where_they_name_a_tool(tmp_path):
+    server = Server(write_llama(tmp_path), "--tools", "calculator", "--slots", "2")
+    try:
+        client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120)
+
+        def ask(messages=HELLO, **options):
+            """(content, calls, uses, reason), the same whole and in pieces."""
+            options = dict(model="llama", messages=messages, temperature=0, **options)
+            whole = client.chat.completions.create(**options).choices[0]
+            events = [event.choices[0] for event in client.chat.completions.create(**options, stream=True)]
+            calls = [[(call.function.name, json.loads(call.function.arguments)) for call in found.tool_calls or ()]
+                     for found in [whole.message, *(event.delta for event in events)]]
+            uses = [getattr(found, "tool_uses", []) for found in [whole.message, *(event.delta for event in events)]]
+            found = whole.message.content, calls[0], uses[0], whole.finish_reason
+            assert found == ("".join(event.delta.content or "" for event in events) or None, sum(calls[1:], []),
+                             sum(uses[1:], []), events[-1].finish_reason)
+            return found
+
+        said = '{"name": "calculator", "parameters": {"expression": "7*8"}}'
+        calculator = {"type": "function", "function": {**WEATHER["function"], "name": "calculator"}}
+        assert ask() == ("OK", [], [{"call": said, "result": "56"}], "stop")  # by the server
+        assert ask(tools=[WEATHER, calculator]) == (None, [("calculator", {"expression": "7*8"})], [], "tool_calls")
+        for options in ({"tools": [WEATHER]}, {"tool_choice": "none"}, {"tool_choice": "none", "tools": [calculator]}):
+            assert ask(**options) == (said, [], [], "stop")
+        answer = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": json.loads(said)}}}
+        content, *rest = ask(response_format=answer)
+        assert json.loads(content) == json.loads(said) and rest == [[], [], "stop"]
+
+        asked = client.chat.completions.create(model="llama", messages=HELLO, temperature=0, tools=[calculator]).choices[0].message
+        result = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "56"}
+        assert ask([*HELLO, asked, result], tools=[calculator]) == ("OK", [], [], "stop")
+        one = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]}
+        add = {"type": "function", "function": {"name": "add", "parameters": one}}
+        for choice in ("required", {"type": "function", "function": {"name": "add"}}):
+            tools = [add, calculator][:1 + (choice != "required")]
+            assert ask(tools=tools, tool_choice=choice) == (None, [("add", {"a": "x"})], [], "tool_calls")
+    finally:
+        assert server.stop() == 0
 
 
 @pytest.mark.slow

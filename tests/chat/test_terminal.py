@@ -165,6 +165,24 @@ def test_a_model_from_elsewhere_calls_in_its_own_form(tmp_path):
     assert prompt.endswith("<|im_start|>assistant\nOK<|im_end|>\n<|im_start|>user\nagain<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_calls_that_are_whole_turns_are_run_and_shown(tmp_path):
+    from scripted import FOREIGN_CONFIG, LLAMA, LLAMA_TABLE, params_of, write_llama
+    template = read_template(write_llama(tmp_path, weights=False) / "llama" / "source")
+    llama = Loaded(params_of(LLAMA_TABLE, FOREIGN_CONFIG), FOREIGN_CONFIG, LLAMA, "llama", template)
+    call, options = '{"name": "calculator", "parameters": {"expression": "7*8"}}', dict(temperature=0.0, max_new_tokens=120)
+    conversation = terminal.Conversation(llama, tools={"calculator": calculate}, **options)
+    conversation.messages.append({"role": "user", "content": "hi"})
+    assert "".join(conversation.answer()) == f"[{call} → 56] OK"
+    assert conversation.messages[-1]["content"] == [
+        {"type": "call", "text": call}, {"type": "result", "text": "56"}, {"type": "text", "text": "OK"}]
+    conversation.messages.append({"role": "user", "content": "again"})
+    assert call + '<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n"56"<|eot_id|>' in LLAMA.decode(conversation._prompt())
+    assert talk(llama, "hi", tools={"calculate": calculate}, **options)[1] == call + "\n"  # which it does not call
+    form = conversation.caller.form
+    assert list(terminal.text_pieces(LLAMA, LLAMA.encode("a{"), form)) == ["a", "{"]
+    assert list(terminal.text_pieces(LLAMA, LLAMA.encode("{a"), form)) == ["", "", "{", "a"]  # what is held back can be stopped
+
+
 def test_another_stage_takes_over_under_the_same_system_message(loaded, caller):
     stages = {"tiny": lambda: loaded, "practice": lambda: caller}
     shown = talk(loaded, "/stage", "/stage nowhere", "/stage practice", "hi", "/stage", system="SYS", stages=stages,

@@ -60,12 +60,11 @@ def plain(forward, request):
         second, best = np.argsort(logits := forward(tokens))[-2:]
         tokens.append(int(best))
         margins.append(logits[best] - logits[second])
-        if best in request.stop_tokens:
+        put_in = request.watcher(tokens[len(request.prompt):])[:limit - len(tokens)] if best in request.watch else []
+        if best in request.stop_tokens and not put_in:
             break
-        if best in request.watch:
-            put_in = request.watcher(tokens[len(request.prompt):])[:limit - len(tokens)]
-            tokens += put_in
-            margins += [np.inf] * len(put_in)
+        tokens += put_in
+        margins += [np.inf] * len(put_in)
     return tokens[len(request.prompt):], margins
 
 

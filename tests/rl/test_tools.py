@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from scripted import CONFIG, TOKENIZER, write_foreign, write_run
+from scripted import CONFIG, TOKENIZER, write_foreign, write_llama, write_run
 
 from jaxgpt.core import sharding
 from jaxgpt.core.errors import UserError
@@ -82,17 +82,23 @@ def test_a_run_practises_and_is_scored_with_tools(workdir):
     assert "7*8" not in (workdir / "evaluate" / "answers.jsonl").read_text()
 
 
+LLAMA_CALL = '{"name": "calculator", "parameters": {"expression": "7*8"}}<|eot_id|>'
+
+
 @pytest.mark.slow
-def test_models_from_elsewhere_practise_and_are_scored_with_tools(tmp_path):
+@pytest.mark.parametrize("name, write, learned", [
+    pytest.param("foreign", write_foreign, "<tool_call>7*8</tool_call>OK<|im_end|>", id="foreign"),
+    pytest.param("llama", write_llama, LLAMA_CALL + "OK<|eot_id|>", id="llama")])
+def test_models_from_elsewhere_practise_and_are_scored_with_tools(tmp_path, name, write, learned):
     """What the template writes around a result is not learned, and not judged."""
-    loaded = load(write_foreign(tmp_path))
-    stage = dataclasses.replace(PRACTICE, start_from="foreign", rollouts=2, prompt_tokens=400, max_new_tokens=110, temperature=0.01)
+    loaded = load(write(tmp_path))
+    stage = dataclasses.replace(PRACTICE, start_from=name, rollouts=2, prompt_tokens=400, max_new_tokens=110, temperature=0.01)
     context = tiny.context(EXPERIMENT, "grpo", tmp_path)
     practice = Practice(stage, context, loaded.config, loaded.tokenizer, loaded.template)
     batch, metrics = practice.batch(loaded.params, 0)
     assert metrics["reward"] == 1.0 and metrics["truncated"] == 0.0
     for targets, mask in zip(batch["targets"], batch["loss_mask"]):
-        assert loaded.tokenizer.decode(targets[mask > 0].tolist()) == "<tool_call>7*8</tool_call>OK<|im_end|>"
+        assert loaded.tokenizer.decode(targets[mask > 0].tolist()) == learned
     found = evaluate(loaded, SaysOk(), problems=practice.held_out[:2], max_new_tokens=110, batch=2, rng=jax.random.key(0),
                      tools=practice.tools)
     assert found.accuracy == 1.0 and {example.completion for example in found.examples} == {"OK"}
