@@ -273,9 +273,12 @@ def _chat(arguments) -> int:
     from jaxgpt.inference.load import load, stages
     from jaxgpt.tools.choose import choose
     workdir, tools = Path(arguments.workdir), choose(arguments.tools)
-    loaded = load(workdir, arguments.stage, int8=arguments.int8)
-    others = {name: functools.partial(load, workdir, name, int8=arguments.int8) for name in stages(workdir)}
-    return terminal.chat(loaded, system=arguments.system, prompt=arguments.prompt, tools=tools, stages=others,
+
+    def model(stage):
+        return load(workdir, stage, int8=arguments.int8).for_decoding()
+
+    others = {name: functools.partial(model, name) for name in stages(workdir)}
+    return terminal.chat(model(arguments.stage), system=arguments.system, prompt=arguments.prompt, tools=tools, stages=others,
                          **_sampling(arguments))
 
 

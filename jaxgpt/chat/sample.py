@@ -47,17 +47,17 @@ def sample(loaded: Loaded, prompt: str = "", *, samples: int = 1, stop: Sequence
         raise UserError(f"samples is {samples}, but must be at least 1")
     if "" in stop:
         raise UserError("stop is '', but must be a text of at least one character")
-    output, tokenizer = output or sys.stdout, loaded.tokenizer
+    output, tokenizer, params = output or sys.stdout, loaded.tokenizer, loaded.for_decoding().params
     tokens = [tokenizer.bos, *tokenizer.encode(prompt)]
     options = dict(rng=jax.random.key(seed), max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
                    top_p=top_p, stop=(tokenizer.bos, tokenizer.end))
     if samples == 1 and not (probabilities or as_json):
-        pieces = text_pieces(tokenizer, stream(loaded.params, loaded.config, tokens, **options))
+        pieces = text_pieces(tokenizer, stream(params, loaded.config, tokens, **options))
         for piece in (prompt, *map(harmless, before(stop, pieces)), "\n"):
             output.write(piece)
             output.flush()
         return 0
-    completions = generate(loaded.params, loaded.config, [tokens] * samples, **options)
+    completions = generate(params, loaded.config, [tokens] * samples, **options)
     for number, completion in enumerate(completions):
         kept, text = _cut(tokenizer, completion.content, stop)
         cut = completion.finished or len(kept) < len(completion.content)

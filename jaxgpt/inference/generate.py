@@ -79,7 +79,7 @@ def generate(params, config: transformer.Config, prompts: Sequence[Sequence[int]
     second call with other prompts of such sizes, or other options, compiles none.
 
     Args:
-      params, config: the model.
+      params, config: the model; decoding is faster with `lay_out.for_decoding(params)`.
       prompts: lists of tokens.
       rng: one key.
       max_new_tokens: at most so many; also at most to the end of the context.

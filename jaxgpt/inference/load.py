@@ -13,6 +13,7 @@ from jaxgpt.core.config import from_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import MANIFEST, read_stage
 from jaxgpt.model import transformer
+from jaxgpt.model.lay_out import for_decoding
 from jaxgpt.model.quantize import quantize
 from jaxgpt.tokenizer.hf import load as load_tokenizer
 from jaxgpt.tokenizer.template import Template, read_template
@@ -35,6 +36,10 @@ class Loaded:
     tokenizer: Tokenizer
     stage: str
     template: Template | None = None
+
+    def for_decoding(self) -> Loaded:
+        """The same with its weights as decoding reads them best, for `generate` and `stream`: see `lay_out.for_decoding`."""
+        return dataclasses.replace(self, params=for_decoding(self.params))
 
 
 def load(workdir: str | Path, stage: str | None = None, *, int8: bool = False) -> Loaded:

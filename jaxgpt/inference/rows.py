@@ -21,7 +21,7 @@ from jaxgpt.inference import slots as on_device
 from jaxgpt.inference.request import Request
 from jaxgpt.inference.slots import STOPS, Configs, Drawn, Settings
 from jaxgpt.model import transformer
-from jaxgpt.model.lay_out import unstack
+from jaxgpt.model.lay_out import for_decoding
 
 
 class Rows:
@@ -57,15 +57,13 @@ class Rows:
             cache = jax.tree.map(lambda a: sharding.shard(a, None, "kv_heads", None, None), made.cache)
             return made._replace(cache=cache)
 
-        one_gpu = jax.default_backend() == "gpu" and (mesh is None or mesh.size == 1)
-        self._layout = "merged" if one_gpu else "columns" if jax.default_backend() == "cpu" else "plain"
-        self._state, self._models = jax.jit(wrap(empty))(), ()
+        self._mesh, self._state, self._models = mesh, jax.jit(wrap(empty))(), ()
         self._run = on_device.programs(configs, chunk, ahead, wrap) if mesh else _programs(configs, chunk, ahead)
         self.update(models)
 
     def update(self, models: Sequence[Any]) -> None:
         """Takes other weights of the same shapes; without those of the draft, it stays as it is."""
-        laid_out = [_lay_out(params, layout=self._layout) for params in models]
+        laid_out = [for_decoding(params, self._mesh) for params in models]
         self._models = (*laid_out, *self._models[len(models):])
 
     # --- a row ---
@@ -195,6 +193,3 @@ def _three_quarters(size: int, whole: int, least: int) -> int:
 def _programs(configs: Configs, chunk: int, ahead: int) -> dict[str, Any]:
     """Those on one device, which engines of models of the same shape share."""
     return on_device.programs(configs, chunk, ahead)
-
-
-_lay_out = jax.jit(unstack, static_argnames="layout")

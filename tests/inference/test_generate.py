@@ -10,6 +10,7 @@ from jaxgpt.core.errors import UserError
 from jaxgpt.inference.decode import begin_jit, decode_chunk, decode_step, prefill
 from jaxgpt.inference.generate import generate, rollout, sampling_options, stream
 from jaxgpt.model import transformer
+from jaxgpt.model.lay_out import for_decoding
 from jaxgpt.model.kv_cache import init_cache
 
 SHAPE = dict(vocab_size=50, context=32, layers=2, width=16, heads=4, mlp_width=32, init_std=0.5)
@@ -240,3 +241,11 @@ def test_the_second_call_compiles_nothing(rotary):
     with CountCompilations() as counted:
         jax.jit(lambda x: x + 1)(1.0)
     assert counted.count > 0  # the counter does count
+
+
+def test_weights_laid_out_for_decoding_say_the_same():
+    config = transformer.Config(vocab_size=40, context=64, layers=2, width=16, heads=2, init_std=0.3)
+    params = jax.jit(transformer.init, static_argnums=1)(RNG, config)
+    options = {"rng": RNG, "max_new_tokens": 8, "temperature": 0.0}
+    stacked, laid_out = (generate(p, config, [[1, 2], [3]], **options) for p in (params, for_decoding(params)))
+    assert [one.tokens for one in laid_out] == [one.tokens for one in stacked]
