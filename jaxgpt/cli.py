@@ -169,7 +169,8 @@ def _add_serve(commands) -> None:
 
 
 def _model_arguments(parser) -> None:
-    parser.add_argument("workdir", metavar="WORKDIR", help="of a run, e.g. runs/quickstart")
+    parser.add_argument("workdir", metavar="WORKDIR|FOLDER",
+                        help="of a run, e.g. runs/quickstart; or a Hugging Face folder")
     parser.add_argument("--stage", metavar="NAME", help="whose model (default: the last that is complete)")
     parser.add_argument("--int8", action="store_true", help="hold the weights in eight bits")
 
@@ -270,14 +271,14 @@ def _plan(arguments) -> int:
 def _chat(arguments) -> int:
     _prepare_jax()
     from jaxgpt.chat import terminal
-    from jaxgpt.inference.load import load, stages
+    from jaxgpt.inference.load import is_folder, load, stages
     from jaxgpt.tools.choose import choose
     workdir, tools = Path(arguments.workdir), choose(arguments.tools)
 
     def model(stage):
         return load(workdir, stage, int8=arguments.int8).for_decoding()
 
-    others = {name: functools.partial(model, name) for name in stages(workdir)}
+    others = {name: functools.partial(model, name) for name in (() if is_folder(workdir) else stages(workdir))}
     return terminal.chat(model(arguments.stage), system=arguments.system, prompt=arguments.prompt, tools=tools, stages=others,
                          **_sampling(arguments))
 

@@ -9,13 +9,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-
 from jaxgpt.chat.errors import ApiError
 from jaxgpt.core.errors import UserError
-from jaxgpt.core.sharding import RULES, Layout, make_mesh
 from jaxgpt.inference.forms import Form, form_of, write_call
-from jaxgpt.inference.load import Loaded, find, load, stages, template_of
+from jaxgpt.inference.load import Loaded, find, is_folder, load, load_folder, stages, template_of
 from jaxgpt.model import hf
 from jaxgpt.model.quantize import quantize
 from jaxgpt.model.transformer import Config
@@ -64,12 +61,7 @@ class Model:
         """The model of a Hugging Face folder; a UserError where it is none."""
         _, config, _ = hf.check_folder(folder)
         tokenizer, template, name = hf_tokenizer.read(folder), read_template(folder), folder.resolve().name
-
-        def read() -> Loaded:
-            mesh = make_mesh(Layout(data=1), jax.devices()[:1])
-            params, *_ = hf.read_params(folder, mesh=mesh, rules=RULES["replicated"])
-            return Loaded(params, config, tokenizer, name, template)
-        return cls(name, config, tokenizer, template, folder / "config.json", read, int8, context)
+        return cls(name, config, tokenizer, template, folder / "config.json", lambda: load_folder(folder), int8, context)
 
     @functools.cached_property
     def stops(self) -> tuple[int, ...]:
@@ -148,7 +140,7 @@ class Models:
     def __init__(self, folder: str | Path, names: Sequence[str] | None = None, *, int8: bool = False,
                  context: int | None = None):
         self.folder = Path(folder)
-        if (self.folder / "config.json").exists():
+        if is_folder(self.folder):
             found = [Model.of_folder(self.folder, int8, context)]
         else:
             found = [Model.of_stage(self.folder, name, int8, context) for name in names or stages(self.folder)]

@@ -1,4 +1,4 @@
-"""A finished stage's model, ready to speak: its parameters, its settings, its tokenizer."""
+"""A model ready to speak, of a finished stage or of a Hugging Face folder: its parameters, its settings, its tokenizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from jaxgpt.core.checkpoint import load_params
 from jaxgpt.core.config import from_json
 from jaxgpt.core.errors import UserError
 from jaxgpt.core.experiment import MANIFEST, read_stage
-from jaxgpt.model import transformer
+from jaxgpt.core.sharding import RULES, Layout, make_mesh
+from jaxgpt.model import hf, transformer
 from jaxgpt.model.lay_out import for_decoding
 from jaxgpt.model.quantize import quantize
-from jaxgpt.tokenizer.hf import load as load_tokenizer
+from jaxgpt.tokenizer import hf as hf_tokenizer
 from jaxgpt.tokenizer.template import Template, read_template
 from jaxgpt.tokenizer.tokenizer import Tokenizer
 
@@ -27,7 +28,7 @@ class Loaded:
     Attributes:
       params, config: as every function of `model` and `inference` takes them.
       tokenizer: what turns text into the model's tokens.
-      stage: the name of the stage that trained it.
+      stage: the name of the stage that trained it, or of its folder.
       template: how the tokens of a conversation are written, for a model from elsewhere; None for ours.
     """
 
@@ -43,16 +44,21 @@ class Loaded:
 
 
 def load(workdir: str | Path, stage: str | None = None, *, int8: bool = False) -> Loaded:
-    """Loads the model that a stage of a run trained.
+    """Loads the model that a stage of a run trained, or that of a Hugging Face folder.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; or the folder.
       stage: whose model; the last complete one that trained a model where None.
       int8: whether to hold its matrices in eight bits, see `quantize`.
 
     Raises:
       UserError: there is no such run or stage, it is not complete or trained no model, or a file of it is damaged.
     """
+    if is_folder(workdir):
+        if stage is not None:
+            raise UserError(f"--stage {stage}: {workdir} holds one model and no stages; leave it out")
+        loaded = load_folder(workdir)
+        return dataclasses.replace(loaded, params=quantize(loaded.params)) if int8 else loaded
     stage, config, outputs = find(workdir, stage)
     folder = Path(workdir) / stage
     abstract = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
@@ -60,7 +66,25 @@ def load(workdir: str | Path, stage: str | None = None, *, int8: bool = False) -
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, outputs["params_dtype"]), abstract)
     params = load_params(folder / outputs["checkpoint"], abstract, config=outputs["model"])
     params = quantize(params) if int8 else params
-    return Loaded(params, config, load_tokenizer(folder / outputs["tokenizer"]), stage, template_of(workdir, stage))
+    return Loaded(params, config, hf_tokenizer.load(folder / outputs["tokenizer"]), stage, template_of(workdir, stage))
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a model from elsewhere lies there: config.json, safetensors, tokenizer.json."""
+    return (Path(path) / "config.json").exists()
+
+
+def load_folder(folder: str | Path) -> Loaded:
+    """Loads the model of a Hugging Face folder.
+
+    Raises:
+      UserError: what is wrong with it.
+    """
+    folder = Path(folder)
+    _, config, _ = hf.check_folder(folder)
+    tokenizer, template = hf_tokenizer.read(folder), read_template(folder)
+    params, *_ = hf.read_params(folder, mesh=make_mesh(Layout(data=1), jax.devices()[:1]), rules=RULES["replicated"])
+    return Loaded(params, config, tokenizer, folder.resolve().name, template)
 
 
 def template_of(workdir: str | Path, stage: str) -> Template | None:

@@ -20,20 +20,15 @@ from pathlib import Path
 
 from side_by_side import folder, header, parser, probe, table
 
-CUBLASLT = "--xla_gpu_enable_cublaslt=true"  # biases within products, if it helps
 
-
-def measurements(nanogpt: str | None) -> list[tuple[int, str, dict[str, str]]]:
-    """(seconds at most, script and arguments, environment), the most important first."""
+def measurements(nanogpt: str | None) -> list[tuple[int, str]]:
+    """(seconds at most, script and arguments), the most important first."""
     peer = f" --nanogpt {shlex.quote(nanogpt)}" if nanogpt else ""
     gpt2, llama = "train_step.py --size 124m --length 1024 --rows 64", "train_step.py --size 1b --length 2048"
-    return [(60, "train_step.py --smoke", {}),
-            (180, gpt2 + peer, {}), (120, f"{llama} --rows 16", {}), (180, "engine.py --size gsm8k", {}),
-            (120, "engine.py --size 8b --batch 1 64 256 --by-kernel", {}),
-            (100, f"{gpt2} --rounds 4", {"XLA_FLAGS": CUBLASLT}), (60, "kernels.py", {}),
-            (100, f"{gpt2} --kernels xla --rounds 4", {}), (100, f"{llama} --rows 24 --rounds 4", {}),
-            (100, f"{llama} --rows 16 --rounds 4", {"XLA_FLAGS": CUBLASLT}),
-            (100, f"{gpt2} --rounds 4 --by-kernel", {}), (100, f"{llama} --rows 16 --rounds 4 --by-kernel", {})]
+    return [(60, "train_step.py --smoke"), (180, gpt2 + peer), (120, f"{llama} --rows 16"), (180, "engine.py --size gsm8k"),
+            (120, "engine.py --size 8b --batch 1 64 256 --by-kernel"), (60, "kernels.py"),
+            (100, f"{gpt2} --kernels xla --rounds 4"), (100, f"{llama} --rows 24 --rounds 4"),
+            (100, f"{gpt2} --rounds 4 --by-kernel"), (100, f"{llama} --rows 16 --rounds 4 --by-kernel")]
 
 
 def main() -> None:
@@ -47,22 +42,21 @@ def main() -> None:
         raise SystemExit("on_one_gpu.py measures on a GPU, and here is none; --smoke shows that it runs")
     print(header("on_one_gpu", machine, "torch"), flush=True)
     began, ended = time.monotonic(), []
-    for limit, command, environment in measurements(nanogpt)[:1 if given.smoke else None]:
-        shown = " ".join([*(f"{name}={value}" for name, value in environment.items()), command])
+    for limit, command in measurements(nanogpt)[:1 if given.smoke else None]:
         if (left := began + 60 * given.minutes - time.monotonic()) < limit:
-            ended.append([shown, f"left out: may take {limit}, and {left:.0f} are left", ""])
+            ended.append([command, f"left out: may take {limit}, and {left:.0f} are left", ""])
             continue
-        print(f"\n=== {shown}\n", flush=True)
+        print(f"\n=== {command}\n", flush=True)
         start = time.monotonic()
-        how = _run(command, {**os.environ, **environment}, limit)
-        ended.append([shown, how, f"{time.monotonic() - start:.0f}"])
+        how = _run(command, limit)
+        ended.append([command, how, f"{time.monotonic() - start:.0f}"])
     print("\n" + table(["", "how it ended", "seconds"], ended))
 
 
-def _run(command: str, environment: dict[str, str], limit: int) -> str:
+def _run(command: str, limit: int) -> str:
     """Runs a script of this folder, with what it prints on the screen; says how it ended."""
     script, *words = shlex.split(command)
-    process = subprocess.Popen([sys.executable, str(Path(__file__).parent / script), *words], env=environment,
+    process = subprocess.Popen([sys.executable, str(Path(__file__).parent / script), *words],
                                stderr=subprocess.STDOUT, start_new_session=True)
     try:
         status = process.wait(limit)
