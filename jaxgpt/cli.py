@@ -304,6 +304,8 @@ def _sample(arguments) -> int:
             raise UserError("--prompt and --prompt-file: give one of the two")
         prompt = read_text(arguments.prompt_file).removesuffix("\n")
     loaded = load(Path(arguments.workdir), arguments.stage, int8=arguments.int8)
+    if not (arguments.probabilities or arguments.json):  # which need the stacked weights too
+        loaded = loaded.for_decoding()
     return sample(loaded, prompt, samples=arguments.samples, stop=[text.replace("\\n", "\n") for text in arguments.stop],
                   probabilities=arguments.probabilities, as_json=arguments.json, **_sampling(arguments))
 

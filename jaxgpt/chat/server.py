@@ -103,7 +103,7 @@ class Server:
         model = self.models.find(body["model"])
         lists = protocol.token_lists(body["input"], model, "input", bos=True)
         for i, tokens in enumerate(lists):
-            protocol.fit(len(tokens), model.config.context, f"input[{i}]" if len(lists) > 1 else "input", spare=0)
+            protocol.fit(len(tokens), model.context, f"input[{i}]" if len(lists) > 1 else "input", spare=0)
         if body.get("dimensions") not in (None, model.config.width):
             raise ApiError(400, f"dimensions: {body['dimensions']}, but this model's embeddings have "
                            f"{model.config.width}", param="dimensions")

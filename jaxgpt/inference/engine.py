@@ -287,14 +287,15 @@ class Engine:
             alternatives=tuple(alternatives)[:request.alternatives])]
         if sample.text.stopped_by is not None:
             return [*events, self._finish(sample, "stop", sample.text.stopped_by)]
-        if token in request.watch:  # before it stops: the end of a turn may be that of a call
+        stops, full = token in request.stop_tokens, self._limit(request) == len(sample.sequence)
+        if token in request.watch and (stops or not full):  # before it stops: the end of a turn may be that of a call
             said = request.watcher(sample.completion)
             if not isinstance(said, concurrent.futures.Future):
                 return events + self._put_in(sample, said)
             sample.awaits = said
-        elif token in request.stop_tokens:
+        elif stops:
             events.append(self._finish(sample, "stop", token))
-        elif self._limit(request) == len(sample.sequence):
+        elif full:
             events.append(self._finish(sample, "length"))
         return events
 
@@ -310,8 +311,10 @@ class Engine:
         if not put_in and (token := sample.sequence[-1]) in sample.request.stop_tokens:
             return [self._finish(sample, "stop", token)]
         room = self._limit(sample.request) - len(sample.sequence)
-        events: list[Token | Finished] = [self._append(sample, int(forced), logprob=0.0, model_logprob=0.0, forced=True)
-                                          for forced in put_in[:room]]
+        events: list[Token | Finished] = []
+        for token in map(int, put_in[:room]):
+            sample.sequence.append(token)
+            events.append(Token(sample.request_id, sample.index, token, logprob=0.0, model_logprob=0.0, forced=True))
         sample.reading = True
         return events if len(put_in) < room else [*events, self._finish(sample, "length")]
 

@@ -28,7 +28,7 @@ from jaxgpt.tokenizer.turns import json_object, stop_tokens
 MARKS = ((CALL, CALL), ("<tool_call>", "</tool_call>"))
 _CALLED = ({"role": "user", "content": "1"}, {"role": "assistant", "content": "", "tool_calls": [
     {"type": "function", "function": {"name": "tool", "arguments": {"input": "1"}}}]})
-_STANDS_FOR_IT = "\N{OBJECT REPLACEMENT CHARACTER}"
+_STANDS_FOR_IT = "the result that stands here"  # in letters, which no template escapes
 _TAG = "<|python_tag|>"  # by which a call that is a whole turn may begin
 
 
@@ -108,8 +108,9 @@ class Form:
         if self.ours:
             return RESULT, RESULT, False
         written = self.tokenizer.decode(self.put_in(_STANDS_FOR_IT + "\n" + _STANDS_FOR_IT))
-        before, line, after = written.split(_STANDS_FOR_IT)
-        return before, after, line == "\\n"
+        before, _, rest = written.partition(_STANDS_FOR_IT)
+        line, twice, after = rest.partition(_STANDS_FOR_IT)
+        return before, after if twice else rest, line == "\\n"
 
 
 class WholeTurns(Form):
@@ -117,16 +118,16 @@ class WholeTurns(Form):
 
     Args:
       tokenizer, template: of the model.
-      turns: the tokens of a conversation that ends with a call.
+      closing: the token that ends a call.
       key: what the call's arguments are called.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: Template, turns: list[int], key: str):
-        self.tokenizer, self.ours, self.opening, self.closing = tokenizer, False, None, turns[-1]
+    def __init__(self, tokenizer: Tokenizer, template: Template, closing: int, key: str):
+        self.tokenizer, self.ours, self.opening, self.closing = tokenizer, False, None, closing
         self.closings = tuple(sorted({self.closing, *stop_tokens(tokenizer, template)}))
         self.spelling = ('{"name": "', f'", "{key}": ', "}")
         self._template = dataclasses.replace(template, controls=tuple(tokenizer.special))  # a result spells no token
-        self._turns, self._names, self._special = turns, frozenset(), frozenset(tokenizer.special.values())
+        self._names, self._special = frozenset(), frozenset(tokenizer.special.values())
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, template: Template) -> WholeTurns | None:
@@ -142,7 +143,7 @@ class WholeTurns(Form):
         if tokens[:len(prompt)] != prompt or called(text, ("tool",)) is None:
             return None
         key = "arguments" if "arguments" in json_object(text) else "parameters"
-        return cls(tokenizer, template, tokens[:end + 1], key)
+        return cls(tokenizer, template, tokens[end], key)
 
     def offering(self, names: Collection[str]) -> WholeTurns:
         """The same where tools of these names are at hand; of none, no turn is a call."""
@@ -182,8 +183,10 @@ class WholeTurns(Form):
 
     def put_in(self, result: str) -> list[int]:
         tokens = render_template(self._template, self.tokenizer, [*_CALLED, {"role": "tool", "content": result}])
-        begun = len(self._turns)
-        if tokens[:begun] != self._turns or self._special.isdisjoint(tokens[begun:]):
+        prompt = len(render_template(self._template, self.tokenizer, _CALLED[:1]))
+        turns = render_template(self._template, self.tokenizer, _CALLED, prompt=False)  # anew: it may write the day's date
+        begun = turns.index(self.closing, prompt) + 1
+        if tokens[:begun] != turns[:begun] or self._special.isdisjoint(tokens[begun:]):
             raise UserError("tools: the model's chat template writes no turns for the results of calls")
         return tokens[begun:]
 

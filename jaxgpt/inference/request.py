@@ -91,7 +91,7 @@ class Token:
       model_logprob: under the model's own: no temperature, filter, penalty or bias. What training computes.
       alternatives: ((token, model_logprob), ...), the most probable first.
       forced: put in by a watcher.
-      text: what can be shown now; behind the tokens while a character or a stop string may be under way.
+      text: what can be shown now; behind the tokens while a character or a stop string may be under way. None of a forced one.
     """
 
     request: int

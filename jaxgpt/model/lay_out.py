@@ -12,9 +12,11 @@ def for_decoding(params: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
     """The parameters laid out as the devices here read them best: for `hidden` with a cache, many times.
 
     Args:
-      params: from `transformer.init`.
+      params: from `transformer.init`; laid out already, they stay as they are.
       mesh: where they lie, if on several devices.
     """
+    if isinstance(params["layers"], tuple):
+        return params
     one_gpu = jax.default_backend() == "gpu" and (mesh is None or mesh.size == 1)
     return _unstack(params, layout="merged" if one_gpu else "columns" if jax.default_backend() == "cpu" else "plain")
 

@@ -97,7 +97,7 @@ def render_template(template: Template, tokenizer: Tokenizer, messages: Sequence
         written = _compiled(template.source).render(
             messages=_in_strings(hide, messages), add_generation_prompt=prompt, **template.names,
             **_in_strings(hide, variables))
-    except jinja2.TemplateError as error:
+    except Exception as error:  # of the template, which is a program from elsewhere
         raise UserError(f"the model's chat template refuses this conversation ({error})") from error
     show = functools.partial(_replaced, {one: spelling for spelling, one in stand_ins.items()})
     tokens = []

@@ -86,7 +86,7 @@ def test_others_go_on_while_a_tool_runs(engine):
         while not engine.idle:
             events += engine.step()
     assert {event.request for event in events} == {calling[0]} and events[-1].reason == "stop"
-    assert "".join(event.text for event in events) == "56OK"
+    assert "".join(event.text for event in events) == "OK"  # what was put in is not the model's text
 
 
 def test_a_stop_token_that_is_watched_ends_where_nothing_is_put_in(engine):
@@ -267,6 +267,37 @@ def test_results_are_told_from_turns(result, text):
     own = [*turn(WHOLE), *turn(WHOLE, EOM), *LLAMA.encode(text)]
     assert caller.form.split(whole) == (LLAMA.encode(text), [LLAMA.encode(WHOLE)] * 2, False)
     assert caller.form.split(own)[:2] == caller.form.split(whole)[:2]
+
+
+def test_a_template_that_writes_the_day_goes_on_tomorrow():
+    tomorrow = []
+    dated = Template("{{ day() }}" + HEADERS, {"day": lambda: "31" if tomorrow else "1"}, TURNS.controls, ends=TURNS.ends)
+    form = form_of(LLAMA, dated)
+    before = form.put_in("56")
+    tomorrow.append(True)
+    assert form.put_in("56") == before and form.result(before) == "56"
+
+
+@pytest.mark.parametrize("change", ["content | tojson(ensure_ascii=true)", "content.splitlines()[0]", "content ~ message.content"])
+def test_results_may_be_written_in_any_way(change):
+    template = Template(CHATML.replace("<answer>{{ message.content", "<answer>{{ message." + change), {}, tuple(FOREIGN.special))
+    form = form_of(FOREIGN, template)
+    assert "56" in form.result(form.put_in("56"))
+
+
+def test_a_template_that_fails_on_calls_knows_none():
+    joined = "{% for message in messages %}{% for call in message.tool_calls or [] %}{{ '<|eot_id|>' + call.function.arguments }}"
+    assert form_of(LLAMA, Template(joined + "{% endfor %}{{ message.content }}{% endfor %}", {}, TURNS.controls)) is None
+
+
+def test_a_tool_is_not_run_where_its_result_has_no_room():
+    ran = []
+    caller = Caller(TOKENIZER, {"calculator": lambda text: ran.append(text) or "56"})
+    engine = Engine(params_of(TABLE), CONFIG, tokenizer=TOKENIZER, slots=1)
+    run = lambda tokens: engine.run([Request((ASSISTANT,), tokens, Sampling(temperature=0), watch=caller.watch,  # noqa: E731
+                                             stop_tokens=(END,), watcher=caller)])[0][0].finished.reason
+    assert run(5) == "length" and not ran
+    assert run(20) == "stop" and ran == ["7*8"]
 
 
 def test_turns_beyond_the_budget_are_answered_by_an_error():

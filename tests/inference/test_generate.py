@@ -249,3 +249,4 @@ def test_weights_laid_out_for_decoding_say_the_same():
     options = {"rng": RNG, "max_new_tokens": 8, "temperature": 0.0}
     stacked, laid_out = (generate(p, config, [[1, 2], [3]], **options) for p in (params, for_decoding(params)))
     assert [one.tokens for one in laid_out] == [one.tokens for one in stacked]
+    assert for_decoding(laid := for_decoding(params)) is laid
