@@ -21,6 +21,7 @@ from jaxgpt.core.checkpoint import Checkpoints
 from jaxgpt.core.config import to_json
 from jaxgpt.core.files import write_json
 from jaxgpt.core.state import TrainState
+from jaxgpt.model import hf as hf_model
 from jaxgpt.model import transformer
 from jaxgpt.tokenizer import bpe, hf
 from jaxgpt.tokenizer.tokenizer import Tokenizer
@@ -113,6 +114,15 @@ def write_llama(workdir: Path, *, weights: bool = True) -> Path:
                                                  bos="<|start_header_id|>"), HEADERS)
     write_json(folder / "source" / "generation_config.json", {"eos_token_id": [258, 259]})
     return workdir
+
+
+def write_folder(folder: Path) -> Path:
+    """A Hugging Face folder with the model that goes through the alphabet."""
+    folder.mkdir()
+    hf_model.write_params(params_of(TABLES["base"]), CONFIG, folder, family="llama",
+                          tokens={"bos_token_id": TOKENIZER.bos, "eos_token_id": TOKENIZER.end})
+    hf.write(TOKENIZER, folder)
+    return folder
 
 
 def _write_template(folder: Path, tokenizer: Tokenizer, template: str) -> None:

@@ -70,7 +70,7 @@ def load(workdir: str | Path, stage: str | None = None, *, int8: bool = False) -
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a model from elsewhere lies there: config.json, safetensors, tokenizer.json."""
+    """Whether a model from elsewhere lies there, and no run: it has a config.json."""
     return (Path(path) / "config.json").exists()
 
 

@@ -269,16 +269,8 @@ def test_the_page_fetches_nothing_and_runs_only_its_own_script():
 
 
 def test_a_hugging_face_folder_is_one_model(tmp_path):
-    from scripted import CONFIG, TABLES, params_of
-
-    from jaxgpt.model import hf
-    from jaxgpt.tokenizer import hf as hf_tokenizer
-    folder = tmp_path / "little-llama"
-    folder.mkdir()
-    hf.write_params(params_of(TABLES["base"]), CONFIG, folder, family="llama",
-                    tokens={"bos_token_id": TOKENIZER.bos, "eos_token_id": TOKENIZER.end})
-    hf_tokenizer.write(TOKENIZER, folder)
-    models = Models(folder)
+    from scripted import write_folder
+    models = Models(write_folder(tmp_path / "little-llama"))
     model = models.find("little-llama")
     assert (models.default, model.config.context) == ("little-llama", CONTEXT)
     assert model.tokenizer.encode("ab") == [97, 98]

@@ -87,18 +87,12 @@ def test_what_is_not_there_is_named(run, tmp_path):
 
 
 def test_a_hugging_face_folder_is_loaded_and_talked_with(tmp_path, capsys):
-    from scripted import CONFIG, TABLES, TOKENIZER, params_of
+    from scripted import CONTEXT, write_folder
 
     from jaxgpt.cli import main
-    from jaxgpt.model import hf
-    from jaxgpt.tokenizer import hf as hf_tokenizer
-    folder = tmp_path / "little-llama"
-    folder.mkdir()
-    hf.write_params(params_of(TABLES["base"]), CONFIG, folder, family="llama",
-                    tokens={"bos_token_id": TOKENIZER.bos, "eos_token_id": TOKENIZER.end})
-    hf_tokenizer.write(TOKENIZER, folder)
+    folder = write_folder(tmp_path / "little-llama")
     loaded = load(folder)
-    assert (loaded.stage, loaded.config.context) == ("little-llama", CONFIG.context)
+    assert (loaded.stage, loaded.config.context) == ("little-llama", CONTEXT)
     assert main(["sample", str(folder), "--prompt", "abc", "--temperature", "0", "--max-tokens", "4"]) == 0
     assert capsys.readouterr().out == "abcdefg\n"
     assert main(["sample", str(folder), "--stage", "sft"]) == 2
